@@ -1,0 +1,29 @@
+"""Random changes to training images that keep their class, on whole batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+
+def shift(pixels: Tensor, generator: Generator) -> Tensor:
+    """Each image of ``[N, C, H, W]`` moved by up to an eighth of its side, black moving in.
+
+    The padded random crop of He et al. 2016 (arXiv:1512.03385, section 4.2): 4 px at 32 x 32.
+    """
+    count, channels, height, width = pixels.shape
+    reach = max(height, width) // 8
+    padded = F.pad(pixels, (reach,) * 4)
+    top = torch.randint(2 * reach + 1, (count, 1), generator=generator)
+    left = torch.randint(2 * reach + 1, (count, 1), generator=generator)
+    rows = (top + torch.arange(height)).view(count, 1, height, 1)
+    columns = (left + torch.arange(width)).view(count, 1, 1, width)
+    image = torch.arange(count).view(count, 1, 1, 1)
+    return padded[image, torch.arange(channels).view(1, channels, 1, 1), rows, columns]
+
+
+def flip(pixels: Tensor, generator: Generator) -> Tensor:
+    """Each image of ``[N, C, H, W]`` mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, pixels.flip(-1), pixels)

@@ -1,0 +1,151 @@
+"""Labelled images of one split, decoded when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from penjing.errors import PenjingError
+from penjing.tasks.preprocessing import Preprocessing
+
+# Image decoding releases Python's lock, so threads are enough and errors arrive unchanged.
+THREADS = min(8, os.cpu_count() or 1)
+LONG_DECODE = 5000
+
+
+class Images:
+    """Images with their labels.
+
+    Args:
+        sources: image files, or uint8 pixels ``[N, H, W]`` (grey) or ``[N, H, W, C]``.
+        labels: int64 ``[N]``.
+        preprocessing: what is done to each image.
+        keep: whether decoded images stay in memory.
+        root: folder that the files' names are taken relative to in the fingerprint.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Path] | NDArray[np.uint8],
+        labels: Tensor,
+        preprocessing: Preprocessing,
+        *,
+        keep: bool = True,
+        root: Path | None = None,
+    ):
+        self.sources = sources
+        self.labels = labels
+        self.preprocessing = preprocessing
+        self.keep = keep
+        self.root = root
+        self._pixels: Tensor | None = None
+        self._decoded = torch.zeros(len(labels), dtype=torch.bool)
+        if isinstance(sources, np.ndarray) and self._is_input(sources):
+            planes = sources if sources.ndim == 4 else sources[..., None]
+            self._pixels = torch.from_numpy(planes.transpose(0, 3, 1, 2).copy())
+            self._decoded.fill_(True)
+            self.keep = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels uint8 ``[n, C, H, W]`` and labels int64 ``[n]`` of the images at ``order``."""
+        if self.keep:
+            self._decode_into_memory(order)
+            assert self._pixels is not None
+            for part in order.split(batch_size):
+                yield self._pixels[part], self.labels[part]
+        else:
+            yield from self._decode_ahead(order.split(batch_size))
+
+    def digest(self) -> bytes:
+        """SHA-256 over the labels and the files' names and sizes, or the pixels."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        if isinstance(self.sources, np.ndarray):
+            digest.update(str(self.sources.shape).encode())
+            digest.update(np.ascontiguousarray(self.sources).data)
+        else:
+            for path in self.sources:
+                name = path.relative_to(self.root) if self.root else path
+                digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
+        return digest.digest()
+
+    def _is_input(self, pixels: NDArray[np.uint8]) -> bool:
+        side = self.preprocessing.size
+        channels = pixels.shape[3] if pixels.ndim == 4 else 1
+        same = pixels.shape[1:3] == (side, side) and channels == self.preprocessing.channels
+        return same and self.preprocessing.resize in (None, side)
+
+    def _decode(self, index: int) -> Tensor:
+        source = self.sources[index]
+        if not isinstance(source, Path):
+            pixels = source[..., 0] if source.ndim == 3 and source.shape[2] == 1 else source
+            return self.preprocessing.pixels(Image.fromarray(pixels))
+        try:
+            # From memory, because Pillow reads small files slowly, a few bytes at a time.
+            return self.preprocessing.pixels(Image.open(io.BytesIO(source.read_bytes())))
+        # Pillow's decoders raise all of these on broken files.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise PenjingError(
+                f"{source}: cannot be read as an image ({error}); repair or remove the file."
+            ) from error
+
+    def _decode_into_memory(self, order: Tensor) -> None:
+        if self._pixels is None:
+            side = self.preprocessing.size
+            shape = (len(self), self.preprocessing.channels, side, side)
+            self._pixels = torch.empty(shape, dtype=torch.uint8)
+        missing = order[~self._decoded[order]]
+        if not len(missing):
+            return
+        parts = missing.split(64)
+        with ThreadPoolExecutor(THREADS) as pool:
+            decoded = pool.map(self._decode_many, parts)
+            for part, pixels in zip(parts, _progress(decoded, len(missing)), strict=True):
+                self._pixels[part] = pixels
+                self._decoded[part] = True
+
+    def _decode_many(self, indices: Tensor) -> Tensor:
+        return torch.stack([self._decode(index) for index in indices.tolist()])
+
+    def _decode_ahead(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        waiting: deque[tuple[Tensor, Iterator[Tensor]]] = deque()
+
+        def next_batch() -> tuple[Tensor, Tensor]:
+            part, decoded = waiting.popleft()
+            return torch.stack(list(decoded)), self.labels[part]
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            for part in parts:
+                waiting.append((part, pool.map(self._decode, part.tolist())))
+                if len(waiting) > 2:
+                    yield next_batch()
+            while waiting:
+                yield next_batch()
+
+
+def _progress(decoded: Iterator[Tensor], images: int) -> Iterable[Tensor]:
+    console = Console(stderr=True)
+    return track(
+        decoded,
+        f"reading {images} images",
+        total=math.ceil(images / 64),
+        console=console,
+        transient=True,
+        disable=images < LONG_DECODE or not console.is_terminal,
+    )

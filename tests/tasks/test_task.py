@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from penjing import tasks
+from penjing.errors import PenjingError
+
+
+def make_task(count: int = 100, **options) -> tasks.Task:
+    """Image ``i`` is filled with the value ``i`` and labelled ``i % 4``."""
+    images = (
+        np.zeros((count, 8, 8, 3), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    )
+    return tasks.from_arrays(images, np.arange(count) % 4, **options)
+
+
+def values(batches) -> list[int]:
+    """Which images the batches hold."""
+    return [round((float(image[0, 4, 4]) + 1) * 127.5) for batch, _ in batches for image in batch]
+
+
+def test_a_pass_reads_every_image_once_with_its_label():
+    task = make_task()
+    for shuffle in (False, True):
+        found = values(task.batches("train", 7, shuffle=shuffle))
+        assert len(found) == len(set(found)) == task.size("train") == 81
+        labels = [int(label) for _, y in task.batches("train", 7, shuffle=shuffle) for label in y]
+        assert labels == [value % 4 for value in found]
+        assert (found == sorted(found)) is not shuffle
+
+
+def test_order_depends_on_the_seed_only():
+    task = make_task()
+    first = values(task.batches("train", shuffle=True, seed=1))
+    assert first == values(task.batches("train", shuffle=True, seed=1))
+    assert first != values(task.batches("train", shuffle=True, seed=2))
+
+
+def test_limit_is_a_fixed_random_choice():
+    task = make_task()
+    chosen = values(task.batches("train", limit=20))
+    assert chosen == values(task.batches("train", limit=20)) == sorted(chosen)
+    assert len(chosen) == 20 and max(chosen) > 50
+    assert values(task.batches("train", limit=1000)) == values(task.batches("train"))
+
+
+def test_calibration_is_unshuffled_unaugmented_training_data():
+    task = make_task()
+    batches = task.calibration(images=30, batch_size=8)
+    assert [len(batch) for batch in batches] == [8, 8, 8, 6]
+    found = values((batch, None) for batch in batches)
+    assert set(found) <= set(values(task.batches("train")))
+    assert torch.equal(torch.cat(batches), torch.cat(task.calibration(30, 8)))
+
+
+def test_augmentation_changes_the_pixels_and_not_the_labels():
+    task = make_task()
+    (plain, labels), (changed, same) = (
+        next(task.batches("train", 81, augment=augment)) for augment in (False, True)
+    )
+    assert torch.equal(labels, same) and not torch.equal(plain, changed)
+    assert plain.shape == changed.shape
+
+
+def test_example_is_one_input():
+    example = make_task().example
+    assert example.shape == (1, 3, 8, 8) and example.dtype == torch.float32
+
+
+def test_fingerprint_follows_data_and_preprocessing():
+    task = make_task()
+    assert task.fingerprint == make_task().fingerprint
+    coarser = tasks.Preprocessing(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+    others = [make_task(99), make_task(seed=1), make_task(preprocessing=coarser)]
+    assert len({task.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+class Constant(nn.Module):
+    """Always answers class ``answer`` of ``classes``, with dropout that must be off."""
+
+    def __init__(self, answer: int, classes: int = 4):
+        super().__init__()
+        self.logits = nn.Parameter(torch.eye(classes)[answer] + 1)
+        self.dropout = nn.Dropout(1.0)
+        self.dropout.train()
+
+    def forward(self, x):
+        return self.dropout(self.logits.expand(len(x), -1))
+
+
+def test_evaluate_is_top1_and_leaves_the_modes_alone():
+    task = make_task()
+    model = Constant(1).eval()
+    model.dropout.train()
+    labels = torch.cat([y for _, y in task.batches("train")])
+    assert tasks.evaluate(model, task, "train", batch_size=9) == float(
+        (labels == 1).double().mean()
+    )
+    assert not model.training and model.dropout.training
+
+
+def test_loss_is_cross_entropy():
+    task = make_task()
+    output, target = torch.zeros(5, 4), torch.zeros(5, dtype=torch.long)
+    assert float(task.loss(output, target)) == pytest.approx(math.log(4))
+    assert float(task.loss(output, target, label_smoothing=0.1)) == pytest.approx(math.log(4))
+
+
+def test_own_loss_and_score():
+    task = make_task(
+        loss=lambda output, target: output.sum(),
+        score=lambda output, target: -float((output - target[:, None]).abs().mean()),
+    )
+    assert float(task.loss(torch.ones(2, 3), torch.zeros(2))) == 6
+    assert task.score(torch.ones(2, 1), torch.zeros(2)) == -1
+    with pytest.raises(PenjingError, match="custom loss"):
+        task.loss(torch.ones(2, 3), torch.zeros(2), label_smoothing=0.1)
+    task.check(Constant(0, classes=7))
+
+
+def test_check_accepts_a_model_that_fits():
+    make_task().check(Constant(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Constant(1, classes=10), r"shape \[1, 10\], expected \[1, 4\]"),
+        (nn.Linear(3, 4), "does not take the task's input"),
+        (nn.Conv2d(1, 4, 3), "does not take the task's input"),
+        (nn.Identity(), r"expected \[1, 4\]"),
+    ],
+)
+def test_check_refuses_a_model_that_does_not(model, message):
+    with pytest.raises(PenjingError, match=message):
+        make_task().check(model)
+
+
+def test_missing_split_is_named():
+    task = make_task()
+    del task.splits["test"]
+    assert not task.has_test
+    with pytest.raises(PenjingError, match="no test images"):
+        tasks.evaluate(Constant(0), task, "test")
