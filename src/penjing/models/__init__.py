@@ -1,0 +1,6 @@
+"""Where models come from: torchvision, timm, reference nets, a user's file; and their weights."""
+
+from penjing.models.loading import load, preprocessing
+from penjing.models.weights import load_weights
+
+__all__ = ["load", "load_weights", "preprocessing"]
