@@ -1,0 +1,17 @@
+"""One module a technique; dropping a file here is all it takes to add one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from penjing.techniques.technique import Technique, apply
+
+__all__ = ["Technique", "apply", "techniques"]
+
+
+def techniques() -> dict[str, type[Technique]]:
+    """Every technique by its name, found by importing the modules of this package."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return {kind.name: kind for kind in Technique.__subclasses__()}

@@ -1,0 +1,61 @@
+"""What every technique is: validated settings and three moments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from penjing.tasks import Task
+
+
+class Technique(BaseModel):
+    """One way to make a model cheaper: settings, and the moments at which it touches a model.
+
+    After training: ``attach``, ``bake``. During training: ``attach``, train (the loop calls ``step``
+    before the first and after every optimizer step), ``bake``. Techniques attached together are baked
+    in reverse order. An instance holds the state of one run in private attributes: use a copy for
+    each model (``fresh``).
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    name: ClassVar[str]
+    """How recipes call it: the name of its module."""
+    cannot_follow: ClassVar[dict[str, str]] = {}
+    """Techniques that must not come before this one in a recipe, each with the reason why."""
+
+    def objection(self, earlier: Sequence[Technique]) -> str | None:
+        """Why this technique cannot follow ``earlier`` ones in a recipe; None when it can."""
+        for technique in earlier:
+            if technique.name in self.cannot_follow:
+                reason = self.cannot_follow[technique.name]
+                return f"{self.name} comes after {technique.name}, but {reason}"
+        return None
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Put the technique on ``model``, in place, at full strength."""
+        raise NotImplementedError
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Set the strength for ``progress`` in [0, 1] of the training."""
+
+    def bake(self, model: nn.Module) -> None:
+        """Turn what ``attach`` put on into plain layers, in place."""
+        raise NotImplementedError
+
+    def fresh(self) -> Technique:
+        """The same settings without the state of a run."""
+        return type(self)(**self.model_dump())
+
+
+def apply(technique: Technique, model: nn.Module, task: Task) -> nn.Module:
+    """A copy of ``model`` with ``technique`` attached and baked: its use after training."""
+    model = copy.deepcopy(model)
+    run = technique.fresh()
+    run.attach(model, task)
+    run.bake(model)
+    return model
