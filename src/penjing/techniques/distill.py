@@ -1,0 +1,257 @@
+"""Train a small model to answer as a large one does."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from penjing.errors import PenjingError
+from penjing.tasks import Task
+
+if TYPE_CHECKING:
+    from penjing.training import TrainSettings
+
+
+class Distill(BaseModel):
+    """Settings of distillation: ``TrainSettings.distill``, used with a teacher.
+
+    Attributes:
+        temperature: divides the logits of both models before they are compared.
+        weight: of the teacher's answers in the loss, in [0, 1]; the labels have the rest.
+        features: also compare what the layers in between make: pairs (student's layer, teacher's
+            layer), or ``auto`` for the last layers of each resolution that both models have.
+        feature_weight: of that comparison, added to the loss.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=0.9, ge=0, le=1)
+    features: Literal["auto"] | list[tuple[str, str]] | None = None
+    feature_weight: float = Field(default=1.0, gt=0)
+
+
+def distill(
+    student: nn.Module,
+    task: Task,
+    teacher: nn.Module,
+    *,
+    training: TrainSettings | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """A copy of ``student`` trained to answer as ``teacher`` does; neither is changed.
+
+    Args:
+        training: how long and how fast; its ``distill`` is replaced by ``settings``.
+        settings: as in ``Distill``.
+
+    Raises:
+        PenjingError: the outputs or the named layers of the two models do not fit each other.
+    """
+    # Imported here because training knows distillation.
+    from penjing.training import TrainSettings, train
+
+    training = training or TrainSettings()
+    student = copy.deepcopy(student)
+    chosen = training.model_copy(update={"distill": Distill(**settings)})
+    train(student, task, chosen, teacher=teacher)
+    return student
+
+
+class DistillationLoss(nn.Module):
+    """The loss of a student beside its teacher.
+
+    Its parameters are the regressors that bring the student's features to the teacher's width
+    (Romero et al. 2015, FitNets, arXiv:1412.6550): trained along, then thrown away.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, task: Task, settings: Distill
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        if teacher is student:
+            teacher = copy.deepcopy(student)  # As it is now: the student will change.
+        self._teacher_training = teacher.training
+        self._models = (student, teacher.eval())  # In a tuple, so that they are not its children.
+        example = task.example.to(next(student.parameters()).device)
+        self._check(example)
+        self.pairs = _pairs(student, teacher, example, settings.features)
+        self.regressors = nn.ModuleList(_regressors(student, teacher, example, self.pairs))
+        self._student_features = _Recorder(student, [pair[0] for pair in self.pairs])
+        self._teacher_features = _Recorder(teacher, [pair[1] for pair in self.pairs])
+
+    def forward(self, batch: Tensor, output: Tensor, hard: Tensor) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            batch: what the student was just run on, ``[N, C, H, W]``.
+            output: the student's logits for it, ``[N, classes]``.
+            hard: the scalar loss against the labels.
+        """
+        with torch.no_grad():
+            answer = self._models[1](batch)
+        weight = self.settings.weight
+        loss = (1 - weight) * hard + weight * soft_loss(output, answer, self.settings.temperature)
+        if self.pairs:
+            loss = loss + self.settings.feature_weight * self._feature_loss()
+        return loss
+
+    def close(self) -> None:
+        """Take the hooks off both models, and leave the teacher in the mode it was in."""
+        self._student_features.close()
+        self._teacher_features.close()
+        self._models[1].train(self._teacher_training)
+
+    def _feature_loss(self) -> Tensor:
+        pairs = zip(
+            self.regressors,
+            self._student_features.take(),
+            self._teacher_features.take(),
+            strict=True,
+        )
+        losses = [feature_loss(regressor(mine), theirs) for regressor, mine, theirs in pairs]
+        return torch.stack(losses).mean()
+
+    def _check(self, example: Tensor) -> None:
+        with torch.no_grad():
+            shapes = [tuple(_in_eval(model, example).shape) for model in self._models]
+        if shapes[0] != shapes[1]:
+            raise PenjingError(
+                f"The teacher's output for one image has shape {list(shapes[1])}, the student's "
+                f"{list(shapes[0])}; give a teacher for the same classes."
+            )
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of the softened answers, times the temperature squared.
+
+    The square keeps the gradient's size the same at every temperature (Hinton et al. 2015,
+    arXiv:1503.02531, section 2). Logits ``[N, classes]``; the mean over N.
+    """
+    mine = F.log_softmax(student / temperature, dim=1)
+    theirs = F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(mine, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two feature maps of one shape, 1 for a student that gives 0."""
+    return F.mse_loss(student, teacher) / teacher.pow(2).mean().clamp(min=1e-12)
+
+
+class _Recorder:
+    """Keeps the last outputs of some layers, in the order in which they are named."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        self._names = names
+        self._outputs: dict[str, Tensor] = {}
+        self._hooks = [
+            model.get_submodule(name).register_forward_hook(self._keep(name)) for name in set(names)
+        ]
+
+    def _keep(self, name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._outputs[name] = output
+
+        return hook
+
+    def take(self) -> list[Tensor]:
+        """The outputs, which are then forgotten."""
+        kept, self._outputs = self._outputs, {}
+        return [kept[name] for name in self._names]
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _in_eval(model: nn.Module, example: Tensor) -> Tensor:
+    training = model.training
+    try:
+        with torch.no_grad():
+            return model.eval()(example)
+    finally:
+        model.train(training)
+
+
+def _maps(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
+    """Shapes of the outputs that are feature maps ``[1, C, H, W]``, by layer, in running order."""
+    shapes: dict[str, torch.Size] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+                shapes.pop(name, None)
+                shapes[name] = output.shape
+
+        return hook
+
+    hooks = [m.register_forward_hook(keep(n)) for n, m in model.named_modules() if n]
+    try:
+        _in_eval(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+def _pairs(
+    student: nn.Module,
+    teacher: nn.Module,
+    example: Tensor,
+    features: Literal["auto"] | list[tuple[str, str]] | None,
+) -> list[tuple[str, str]]:
+    if features is None:
+        return []
+    mine, theirs = _maps(student, example), _maps(teacher, example)
+    pairs = _auto(mine, theirs) if features == "auto" else features
+    for pair in pairs:
+        for name, shapes, owner in zip(pair, (mine, theirs), ("student", "teacher"), strict=True):
+            if name not in shapes:
+                raise PenjingError(
+                    f"distill: the {owner} has no layer {name!r} whose output is a feature map "
+                    f"[N, C, H, W]; it has {', '.join(list(shapes)[:20])}."
+                )
+        if mine[pair[0]][2:] != theirs[pair[1]][2:]:
+            raise PenjingError(
+                f"distill: the student's {pair[0]} gives {list(mine[pair[0]][2:])} positions, the "
+                f"teacher's {pair[1]} {list(theirs[pair[1]][2:])}; name layers of one resolution."
+            )
+    if not pairs:
+        raise PenjingError(
+            "distill: the two models have no feature maps of one resolution; leave features out."
+        )
+    return pairs
+
+
+def _auto(mine: dict[str, torch.Size], theirs: dict[str, torch.Size]) -> list[tuple[str, str]]:
+    """For each resolution the last layers of the same name, or else the last layers."""
+    pairs: dict[torch.Size, tuple[str, str]] = {}
+    for name, shape in mine.items():
+        others = [other for other, size in theirs.items() if size[2:] == shape[2:]]
+        if others:
+            named = name in others
+            known = pairs.get(shape[2:])
+            # A pair of one name is not given up for one of different names.
+            if named or known is None or known[0] != known[1]:
+                pairs[shape[2:]] = (name, name if named else others[-1])
+    return list(pairs.values())
+
+
+def _regressors(
+    student: nn.Module, teacher: nn.Module, example: Tensor, pairs: list[tuple[str, str]]
+) -> list[nn.Module]:
+    if not pairs:
+        return []
+    mine, theirs = _maps(student, example), _maps(teacher, example)
+    made: list[nn.Module] = []
+    for ours, other in pairs:
+        widths = mine[ours][1], theirs[other][1]
+        same = widths[0] == widths[1]
+        made.append(nn.Identity() if same else nn.Conv2d(*widths, 1, device=example.device))
+    return made
