@@ -1,0 +1,251 @@
+"""Replace layers by two or three thinner ones: low-rank approximation of their weights.
+
+A linear layer or 1 x 1 convolution becomes two by the singular value decomposition; a spatial
+convolution becomes 1 x 1, k x k, 1 x 1 by a Tucker-2 decomposition (Kim et al. 2016,
+arXiv:1511.06530).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from penjing import layers
+from penjing.errors import PenjingError
+from penjing.tasks import Task
+from penjing.techniques.technique import Technique, apply
+
+HOOI_SWEEPS = 3
+BISECTION_STEPS = 50
+
+
+class Factorize(Technique):
+    """Settings of low-rank factorization.
+
+    Attributes:
+        ratio: share of the model's parameters to remove, in (0, 1). The ranks of all layers follow
+            from one bound on the share of each layer's squared weights that is dropped, the lowest
+            that reaches the ratio; a layer that would not become smaller and faster stays as it is.
+    """
+
+    name: ClassVar[str] = "factorize"
+    cannot_follow: ClassVar[dict[str, str]] = {
+        "prune_weights": "the product of the factors has no zeros",
+        "quantize": "the factors would not be quantized",
+        "share_weights": "the factors would not share their weights",
+    }
+
+    ratio: float = Field(gt=0, lt=1)
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Replace layers by ``nn.Sequential`` of their factors.
+
+        Raises:
+            PenjingError: the model has too few layers of low rank for ``ratio``.
+        """
+        spectra = {name: _spectrum(layer) for name, layer in _factorizable(model).items()}
+        ranks = _choose(spectra, sum(p.numel() for p in model.parameters()), self.ratio)
+        for name, rank in ranks.items():
+            layer = model.get_submodule(name)
+            factors = _factors(layer, rank).train(layer.training)
+            _replace(model, layer, factors)
+
+    def bake(self, model: nn.Module) -> None:
+        """Nothing is left to do: the factors are plain layers."""
+
+
+def factorize(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
+    """A copy of ``model`` with thinner layers, without training. Settings as in ``Factorize``."""
+    return apply(Factorize(**settings), model, task)
+
+
+@dataclass
+class Spectrum:
+    """What a layer's ranks save and drop."""
+
+    outputs: Tensor
+    """Share of the squared weights dropped when 0, 1, ... output directions are kept."""
+    inputs: Tensor | None
+    """The same for input directions; None for a layer that is a matrix."""
+    shape: tuple[int, int, int]
+    """Outputs, inputs, and weights in one kernel."""
+    stride: int
+    """Input positions for each output position: the first factor of a Tucker-2 runs on them all."""
+
+    def ranks(self, dropped: float) -> tuple[int, int] | None:
+        """The lowest ranks (outputs, inputs) that drop no more than the share ``dropped``, or None
+        when the layer is better left alone."""
+        if self.inputs is None:
+            rank = _lowest(self.outputs, dropped)
+            ranks = (rank, rank)
+        else:
+            # The squared errors of the two sides add up at most (De Lathauwer et al. 2000).
+            ranks = _lowest(self.outputs, dropped / 2), _lowest(self.inputs, dropped / 2)
+        useful = self.saved(ranks) > 0 and self.saved(ranks, self.stride) > 0
+        return ranks if useful else None
+
+    def saved(self, ranks: tuple[int, int], stride: int = 1) -> int:
+        """Parameters saved (negative: added); with ``stride``, MACs for each output position."""
+        outputs, inputs, kernel = self.shape
+        if self.inputs is None:
+            return outputs * inputs - ranks[0] * (outputs + inputs)
+        first, core, last = ranks[1] * inputs, ranks[0] * ranks[1] * kernel, ranks[0] * outputs
+        return outputs * inputs * kernel - stride * first - core - last
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors ``[m, rank]`` and ``[rank, n]`` whose product is closest to ``matrix`` ``[m, n]``.
+
+    The error's norm is the root of the sum of the dropped squared singular values (Eckart and
+    Young 1936). The singular values are shared evenly, which keeps both factors of one scale.
+    """
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    root = values[:rank].sqrt()
+    return (left[:, :rank] * root).to(matrix), (root[:, None] * right[:rank]).to(matrix)
+
+
+def tucker2(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Core ``[r0, r1, ...]`` and bases ``[out, r0]``, ``[in, r1]`` of a weight ``[out, in, ...]``.
+
+    Higher-order orthogonal iteration (De Lathauwer et al. 2000): each basis in turn is the best for
+    the other, starting from the singular vectors of the two unfoldings.
+    """
+    full = weight.double().flatten(2)
+    inputs = _leading(full.transpose(0, 1).flatten(1), ranks[1])
+    for _ in range(HOOI_SWEEPS):
+        outputs = _leading(torch.einsum("oik,ir->ork", full, inputs).flatten(1), ranks[0])
+        projected = torch.einsum("oik,or->rik", full, outputs)
+        inputs = _leading(projected.transpose(0, 1).flatten(1), ranks[1])
+    core = torch.einsum("oik,oa,ib->abk", full, outputs, inputs)
+    core = core.reshape(*ranks, *weight.shape[2:])
+    return core.to(weight), outputs.to(weight), inputs.to(weight)
+
+
+def _factorizable(model: nn.Module) -> dict[str, layers.Layer]:
+    """Linear and ungrouped convolutional layers that are run by their own ``forward``."""
+    # Attention reads the weights of its projections itself.
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    taken = {id(child) for module in attention for child in module.modules()}
+    plain = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+    return {
+        name: layer
+        for name, layer in layers.compressible(model).items()
+        if id(layer) not in taken
+        and type(layer).forward in plain
+        and getattr(layer, "groups", 1) == 1
+        and min(layer.weight.shape[:2]) > 1
+    }
+
+
+def _spectrum(layer: Any) -> Spectrum:
+    weight = layer.weight.detach().double()
+    outputs, inputs = weight.shape[:2]
+    kernel = weight[0, 0].numel()
+    by_output, by_input = weight.flatten(1), weight.transpose(0, 1).flatten(1)
+    stride = math.prod(getattr(layer, "stride", ()))
+    side = None if kernel == 1 else _dropped(by_input)
+    return Spectrum(_dropped(by_output), side, (outputs, inputs, kernel), stride)
+
+
+def _dropped(matrix: Tensor) -> Tensor:
+    """Share of the squared norm outside the first 0, 1, ... singular directions, ``[rank + 1]``."""
+    small = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    # Squared singular values from the Gram matrix: much faster than those of a long unfolding.
+    tail = torch.linalg.eigvalsh(small @ small.T).clamp(min=0).cumsum(0).flip(0)
+    return torch.cat([tail, tail.new_zeros(1)]) / tail[0].clamp(min=1e-300)
+
+
+def _lowest(dropped: Tensor, bound: float) -> int:
+    return max(1, int((dropped > bound).sum()))
+
+
+def _choose(spectra: dict[str, Spectrum], total: int, ratio: float) -> dict[str, tuple[int, int]]:
+    """The ranks of the layers to factorize at the lowest bound that removes ``ratio``."""
+
+    def at(bound: float) -> dict[str, tuple[int, int]]:
+        ranks = {name: spectrum.ranks(bound) for name, spectrum in spectra.items()}
+        return {name: rank for name, rank in ranks.items() if rank is not None}
+
+    def removed(ranks: dict[str, tuple[int, int]]) -> float:
+        return sum(spectra[name].saved(rank) for name, rank in ranks.items()) / total
+
+    if removed(at(1.0)) < ratio:
+        raise PenjingError(
+            f"factorize cannot remove {ratio:.0%} of the parameters of this model, "
+            f"at most {max(0.0, removed(at(1.0))):.0%} with ranks of 1; lower ratio."
+        )
+    low, high = 0.0, 1.0
+    for _ in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if removed(at(middle)) >= ratio else (middle, high)
+    return at(high)
+
+
+def _leading(matrix: Tensor, count: int) -> Tensor:
+    """The first ``count`` left singular vectors of ``matrix``, as columns."""
+    # Of the Gram matrix: it is small, the unfolding is long.
+    return torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(1)[:, :count]
+
+
+def _factors(layer: Any, ranks: tuple[int, int]) -> nn.Sequential:
+    weight = layer.weight.detach()
+    bias = None if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        last, first = truncated_svd(weight, ranks[0])
+        return nn.Sequential(_linear(first, None), _linear(last, bias))
+    spatial = weight.dim() - 2
+    ones = (1,) * spatial
+    if weight[0, 0].numel() == 1:
+        last, first = truncated_svd(weight.flatten(1), ranks[0])
+        parts = [_like(layer, first.reshape(*first.shape, *ones))]
+    else:
+        core, last, inputs = tucker2(weight, ranks)
+        parts = [_pointwise(layer, inputs.T, None), _like(layer, core)]
+    return nn.Sequential(*parts, _pointwise(layer, last, bias))
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
+    return _filled(layer, weight, bias)
+
+
+def _pointwise(layer: Any, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    kind = nn.Conv2d if layer.weight.dim() == 4 else nn.Conv1d
+    made = kind(matrix.shape[1], matrix.shape[0], 1, bias=bias is not None, device=matrix.device)
+    return _filled(made, matrix.reshape(made.weight.shape), bias)
+
+
+def _like(layer: Any, weight: Tensor) -> nn.Module:
+    """A convolution with this weight and ``layer``'s stride, padding and dilation, without bias."""
+    kind = nn.Conv2d if weight.dim() == 4 else nn.Conv1d
+    made = kind(
+        weight.shape[1],
+        weight.shape[0],
+        layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        padding_mode=layer.padding_mode,
+        bias=False,
+        device=weight.device,
+    )
+    return _filled(made, weight, None)
+
+
+def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    layer.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone())
+    return layer
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in every place where ``old`` is."""
+    places = [n for n, m in model.named_modules(remove_duplicate=False) if m is old]
+    for place in places:
+        model.set_submodule(place, new)

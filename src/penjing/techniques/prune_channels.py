@@ -1,0 +1,280 @@
+"""Remove whole channels: the layers become narrower, so any runtime runs them faster."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing import channels, layers
+from penjing.channels import Group, Slice
+from penjing.errors import PenjingError
+from penjing.profiling import profile
+from penjing.tasks import Task
+from penjing.techniques.schedule import cubic
+from penjing.techniques.technique import Technique, apply
+
+MOST_REMOVED = 0.9
+"""Largest share of one group's channels that goes, so that no layer becomes a bottleneck."""
+TAYLOR_BATCH = 64
+
+
+class PruneChannels(Technique):
+    """Settings of channel pruning.
+
+    Attributes:
+        ratio: share of the model's multiply-accumulates (as ``penjing.profile`` counts them) to
+            remove, in (0, 1). Removed is the least number of channels that reaches it.
+        importance: of a channel, over all weights that make it or read it. ``magnitude`` is the sum
+            of their squares, ``taylor`` the sum of ``|weight * gradient|`` on training images: the
+            first-order change of the loss (Molchanov et al. 2019, arXiv:1906.10771).
+        round_to: numbers of remaining channels are multiples of it (8 suits many integer kernels).
+        images: training images for ``taylor``.
+    """
+
+    name: ClassVar[str] = "prune_channels"
+    cannot_follow: ClassVar[dict[str, str]] = {
+        "quantize": "the quantized ranges describe channels that would be gone; prune them first",
+        "share_weights": "the codebooks were made for channels that would be gone; prune first",
+    }
+
+    ratio: float = Field(gt=0, lt=1)
+    importance: Literal["magnitude", "taylor"] = "magnitude"
+    round_to: int = Field(default=1, ge=1)
+    images: int = Field(default=512, ge=1)
+
+    _plan: Plan = PrivateAttr()
+    _example: Tensor = PrivateAttr()
+    _removed: dict[str, tuple[int, int]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def removed(self) -> dict[str, tuple[int, int]]:
+        """After ``bake``: layers that lost output channels, with their number before and after."""
+        return self._removed
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Choose the channels and mask the weights that read them.
+
+        Raises:
+            PenjingError: the model has too few removable channels for ``ratio``
+                (the message says what can be reached), or an earlier technique of the same stage
+                quantizes weights.
+        """
+        _check_nothing_learns_on_weights(model)
+        self._example = task.example.to(next(model.parameters()).device)
+        groups = channels.groups(model, self._example)
+        if not groups:
+            raise PenjingError("prune_channels found no removable channels; use factorize instead.")
+        saliency = self._saliency(model, task)
+        scores = [_scores(group, model, saliency) for group in groups]
+        self._plan = _choose(model, self._example, groups, scores, self)
+        if not channels.is_exact(model, self._example, self._plan.removal(1.0)):
+            raise PenjingError(
+                "prune_channels finds no channels in this model that can be cut together without "
+                "changing the rest; use factorize instead."
+            )
+        self.step(model, 1.0)
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Mask the share of the chosen channels that the cubic schedule gives, worst first."""
+        for name, columns in channels.reading(self._plan.removal(cubic(progress))).items():
+            layer = channels.entry(model, name)
+            _mask(layer).copy_(1 - channels.column_mask(layer, columns))
+
+    def bake(self, model: nn.Module) -> None:
+        """Cut the channels out.
+
+        Raises:
+            PenjingError: the output on an example changes (a later technique stands in the way).
+        """
+        self.step(model, 1.0)
+        expected = channels.outputs(model, self._example)
+        for layer in list(model.modules()):
+            layers.fold(layer, ColumnMask)
+        self._removed = channels.remove(model, self._plan.removal(1.0))
+        if not channels.same(expected, channels.outputs(model, self._example)):
+            raise PenjingError(
+                "Cutting the channels changes the model's output, because another technique of the "
+                "same stage rescaled or moved them; put prune_channels into an earlier stage."
+            )
+
+    def _saliency(self, model: nn.Module, task: Task) -> dict[str, Tensor]:
+        """For each layer, what its single weights matter (same shape as the weight)."""
+        if self.importance == "taylor":
+            return _taylor(model, task, self.images)
+        return {n: layer.weight.detach() ** 2 for n, layer in layers.compressible(model).items()}
+
+
+def prune_channels(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
+    """A narrower copy of ``model``, without training. For settings see ``PruneChannels``."""
+    return apply(PruneChannels(**settings), model, task)
+
+
+def _check_nothing_learns_on_weights(model: nn.Module) -> None:
+    for name, layer in layers.compressible(model).items():
+        if parametrize.is_parametrized(layer, "weight"):
+            links = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+            if any(list(link.parameters()) for link in links):
+                raise PenjingError(
+                    f"Layer {name} is being quantized by an earlier technique of this stage, which "
+                    "cutting channels would undo; list prune_channels first."
+                )
+
+
+class ColumnMask(nn.Module):
+    """Parametrization: weights times a mask that is 0 where they read a doomed channel."""
+
+    mask: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones_like(weight))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+class Plan:
+    """What goes: of each group so many units, in the order of their importance."""
+
+    def __init__(self, groups: list[Group], order: list[Tensor], counts: list[int]) -> None:
+        self.groups, self.order, self.counts = groups, order, counts
+
+    def removal(self, share: float) -> channels.Removal:
+        """The groups with the first ``share`` of their doomed units, bool ``[units]``."""
+        removal = []
+        for group, order, count in zip(self.groups, self.order, self.counts, strict=True):
+            units = torch.zeros(group.units, dtype=torch.bool)
+            units[order[: round(share * count)]] = True
+            removal.append((group, units))
+        return removal
+
+
+def _mask(layer: Any) -> Tensor:
+    """The mask on the layer's weight, put there if it has none (factorize brings new layers)."""
+    if parametrize.is_parametrized(layer, "weight"):
+        for link in layer.parametrizations["weight"]:
+            if isinstance(link, ColumnMask):
+                return link.mask
+    link = ColumnMask(layers.original(layer).detach())
+    parametrize.register_parametrization(layer, "weight", link, unsafe=True)
+    return link.mask
+
+
+def _taylor(model: nn.Module, task: Task, images: int) -> dict[str, Tensor]:
+    found = layers.compressible(model)
+    weights = {name: layers.original(layer) for name, layer in found.items()}
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    training = model.training
+    needed = {name: weight.requires_grad for name, weight in weights.items()}
+    device = next(iter(weights.values())).device
+    model.eval()
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    for batch, target in task.batches("train", TAYLOR_BATCH, limit=images):
+        loss = task.loss(model(batch.to(device)), target.to(device))
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            if gradient is not None:
+                total[name] += (weight.detach() * gradient).abs()
+    for name, weight in weights.items():
+        weight.requires_grad_(needed[name])
+    model.train(training)
+    return total
+
+
+def _scores(group: Group, model: nn.Module, saliency: dict[str, Tensor]) -> Tensor:
+    """Importance of the group's units ``[units]``, 1 on average."""
+    score = torch.zeros(group.units, dtype=torch.float64)
+    for piece in group.slices:
+        if piece.layer in saliency:
+            layer = model.get_submodule(piece.layer)
+            each = _by_channel(saliency[piece.layer], piece, getattr(layer, "groups", 1))
+            score.index_add_(0, piece.units, each[piece.channels])
+    return score / score.mean().clamp(min=1e-30)
+
+
+def _by_channel(saliency: Tensor, piece: Slice, groups: int) -> Tensor:
+    weights = saliency.double().cpu()
+    if piece.side == "out":
+        return weights.flatten(1).sum(1)
+    rows, columns = len(weights) // groups, weights.shape[1]
+    return weights.reshape(groups, rows, columns, -1).sum((1, 3)).flatten()
+
+
+def _choose(
+    model: nn.Module,
+    example: Tensor,
+    groups: list[Group],
+    scores: list[Tensor],
+    settings: PruneChannels,
+) -> Plan:
+    """The fewest units, lowest scores of all groups first, that remove the share of MACs."""
+    cost = _Cost(model, example, groups)
+    order = [score.argsort(stable=True) for score in scores]
+    ranked = torch.cat([score.sort().values for score in scores])
+    owner = torch.cat([torch.full((g.units,), i) for i, g in enumerate(groups)])
+    owner = owner[ranked.argsort(stable=True)]
+
+    def counts(threshold: int) -> list[int]:
+        below = owner[:threshold].bincount(minlength=len(groups)).tolist()
+        pairs = zip(groups, below, strict=True)
+        return [_allowed(group, count, settings.round_to) for group, count in pairs]
+
+    low, high = 0, len(owner)
+    reached = cost.saved(counts(high))
+    if reached < settings.ratio:
+        raise PenjingError(
+            f"prune_channels cannot remove {settings.ratio:.0%} of the multiply-accumulates of "
+            f"this model, at most {reached:.0%}; lower ratio or round_to."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = cost.saved(counts(middle)) >= settings.ratio
+        low, high = (low, middle) if enough else (middle, high)
+    return Plan(groups, order, counts(high))
+
+
+def _allowed(group: Group, count: int, round_to: int) -> int:
+    """``count`` units to remove, lowered so that enough of them, and a round number, is left."""
+    multiple = round_to // math.gcd(round_to, group.channels_per_unit)
+    left = max(group.units - count, math.ceil((1 - MOST_REMOVED) * group.units))
+    return max(group.units - math.ceil(left / multiple) * multiple, 0)
+
+
+class _Cost:
+    """MACs of the model as a function of how many units each group loses."""
+
+    def __init__(self, model: nn.Module, example: Tensor, groups: list[Group]) -> None:
+        self.macs = {layer.name: layer.macs for layer in profile(model, example).layers}
+        self.total = sum(self.macs.values())
+        # Layer and side -> (group, share of that side's channels in one unit).
+        self.shares: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        for index, group in enumerate(groups):
+            for piece in group.slices:
+                self._add(model, index, group, piece)
+
+    def _add(self, model: nn.Module, index: int, group: Group, piece: Slice) -> None:
+        layer = model.get_submodule(piece.layer)
+        if piece.layer not in self.macs or not isinstance(layer, layers.Layer):
+            return
+        width = len(layer.weight)
+        if piece.side == "in":
+            width = layer.weight.shape[1] * getattr(layer, "groups", 1)
+        share = len(piece.channels) / (group.units * width)
+        sides = self.shares.setdefault(piece.layer, {"in": [], "out": []})
+        sides[piece.side].append((index, share))
+
+    def saved(self, counts: list[int]) -> float:
+        """Share of the MACs that goes when group ``i`` loses ``counts[i]`` units."""
+        left = 0.0
+        for name, macs in self.macs.items():
+            kept = 1.0
+            for parts in self.shares.get(name, {}).values():
+                kept *= 1 - sum(counts[index] * share for index, share in parts)
+            left += kept * macs
+        return 1 - left / self.total

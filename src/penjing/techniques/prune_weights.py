@@ -1,0 +1,185 @@
+"""Set single weights to zero: smaller files, and less work in runtimes with sparse kernels."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing import layers
+from penjing.errors import PenjingError
+from penjing.tasks import Task
+from penjing.techniques.schedule import cubic
+from penjing.techniques.technique import Technique, apply
+
+UPDATES = 100
+"""Masks are chosen anew so many times in a training: ranking all weights takes time."""
+
+
+class PruneWeights(Technique):
+    """Settings of weight pruning; give ``sparsity`` or ``pattern``.
+
+    Attributes:
+        sparsity: share of the weights of all convolutions and linear layers to set to zero.
+        pattern: ``"N:M"``: in every M weights that follow one another along the input channels, at
+            most N stay, the largest (Mishra et al. 2021, arXiv:2104.08378). A layer whose input
+            channels are not a multiple of M stays dense.
+        scope: ``global`` ranks the weights of all layers together, ``layer`` those of each alone.
+        importance: ``lamp`` divides each squared weight by the sum of those of its layer that are
+            no smaller, which makes layers comparable (Lee et al. 2021, arXiv:2010.07611).
+            ``magnitude`` compares plain absolute values. Within a layer both rank alike.
+    """
+
+    name: ClassVar[str] = "prune_weights"
+    cannot_follow: ClassVar[dict[str, str]] = {
+        "share_weights": "the codebooks have no place left for zero; prune first, then share",
+    }
+
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    pattern: str | None = None
+    scope: Literal["global", "layer"] = "global"
+    importance: Literal["lamp", "magnitude"] = "lamp"
+
+    _names: set[str] = PrivateAttr(default_factory=set)
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> PruneWeights:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError('give either sparsity (such as 0.8) or pattern (such as "2:4")')
+        if self.pattern is not None:
+            _parse(self.pattern)
+        return self
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Mask the least important weights.
+
+        Raises:
+            PenjingError: there is nothing to prune, or no layer fits the pattern.
+        """
+        found = layers.compressible(model)
+        if self.pattern is not None:
+            found = {name: layer for name, layer in found.items() if _fits(layer, self.pattern)}
+        if not found:
+            wanted = f"inputs fit the pattern {self.pattern}" if self.pattern else "weights are"
+            raise PenjingError(
+                f"prune_weights found no convolution or linear layer whose {wanted}."
+            )
+        self._names = set(found)
+        for layer in found.values():
+            parametrize.register_parametrization(
+                layer, "weight", WeightMask(layer.weight.detach()), unsafe=True
+            )
+        self.step(model, 1.0)
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Choose the masks anew for the sparsity that the cubic schedule gives."""
+        links = _masked(model)
+        level = int(progress * UPDATES)
+        # The level is kept with the masks, so that a resumed training chooses at the same steps.
+        if all(int(link.level) == level for link in links.values()):
+            return
+        with torch.no_grad():
+            weights = [layers.original(layer).detach() for layer in links]
+            masks = self._masks(list(links), weights, cubic(level / UPDATES))
+            for link, mask in zip(links.values(), masks, strict=True):
+                link.mask.copy_(mask)
+                link.level.fill_(level)
+
+    def bake(self, model: nn.Module) -> None:
+        """Make the zeros permanent, and mark the layers as sparse so that they stay."""
+        for name, layer in layers.compressible(model).items():
+            if name in self._names:
+                layers.fold(layer, WeightMask)
+                layer.sparse = True  # type: ignore[assignment]
+
+    def _masks(
+        self, found: list[nn.Module], weights: list[Tensor], strength: float
+    ) -> list[Tensor]:
+        if self.pattern is not None:
+            return [_pattern_mask(w, self.pattern, strength) for w in weights]
+        assert self.sparsity is not None
+        share = self.sparsity * strength
+        if self.scope == "layer":
+            return [_smallest([weight.abs()], share)[0] for weight in weights]
+        scores = [lamp(w) if self.importance == "lamp" else w.abs() for w in weights]
+        return _smallest(scores, share)
+
+
+def prune_weights(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
+    """A sparse copy of ``model``, without training. For settings see ``PruneWeights``."""
+    return apply(PruneWeights(**settings), model, task)
+
+
+class WeightMask(nn.Module):
+    """Parametrization: weights times a mask of zeros and ones."""
+
+    mask: Tensor
+    level: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones_like(weight))
+        self.register_buffer("level", torch.tensor(-1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def lamp(weight: Tensor) -> Tensor:
+    """Layer-adaptive magnitude score of each weight, same shape, in (0, 1].
+
+    ``w[u]**2 / sum(w[v]**2 for v with |w[v]| >= |w[u]|)``, with weights sorted to break ties
+    (Lee et al. 2021, equation 4).
+    """
+    squares = weight.detach().double().flatten() ** 2
+    ordered, order = squares.sort(stable=True)
+    no_smaller = ordered.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
+    score = torch.empty_like(squares)
+    score[order] = ordered / no_smaller
+    return score.view_as(weight)
+
+
+def _masked(model: nn.Module) -> dict[nn.Module, WeightMask]:
+    found: dict[nn.Module, WeightMask] = {}
+    for layer in layers.compressible(model).values():
+        if parametrize.is_parametrized(layer, "weight"):
+            for link in layer.parametrizations["weight"]:  # type: ignore[index, union-attr]
+                if isinstance(link, WeightMask):
+                    found[layer] = link
+    return found
+
+
+def _smallest(scores: list[Tensor], share: float) -> list[Tensor]:
+    """Masks shaped like ``scores``: 0 at the smallest ``share`` of all of them, 1 elsewhere."""
+    together = torch.cat([score.flatten() for score in scores])
+    mask = torch.ones_like(together, dtype=torch.float32)
+    count = round(share * together.numel())
+    # A sort, not a threshold: equal scores must not make the share inexact.
+    mask[together.argsort(stable=True)[:count]] = 0
+    parts = mask.split([score.numel() for score in scores])
+    return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
+
+
+def _parse(pattern: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(f'pattern {pattern!r} is not "N:M" with 0 < N < M, such as "2:4"')
+    return int(match[1]), int(match[2])
+
+
+def _fits(layer: nn.Module, pattern: str) -> bool:
+    return layers.original(layer).shape[1] % _parse(pattern)[1] == 0
+
+
+def _pattern_mask(weight: Tensor, pattern: str, strength: float) -> Tensor:
+    """The N:M mask of ``weight``; at less than full strength only its smallest zeros."""
+    kept, block = _parse(pattern)
+    blocks = weight.abs().movedim(1, -1).unflatten(-1, (-1, block))
+    ranks = blocks.argsort(dim=-1, stable=True).argsort(dim=-1)
+    doomed = (ranks < block - kept).flatten(-2).movedim(-1, 1)
+    spared = torch.where(doomed, weight.abs(), torch.inf)
+    return _smallest([spared], strength * float(doomed.float().mean()))[0]
