@@ -1,0 +1,6 @@
+"""What a study found, for a person to read: one HTML page, and a table on the terminal."""
+
+from penjing.report.page import write
+from penjing.report.terminal import table
+
+__all__ = ["table", "write"]

@@ -1,0 +1,82 @@
+"""How figures are written. KB and MB are 1000 and 1,000,000 bytes everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MISSING = "–"
+
+
+def number(value: float, decimals: int = 0) -> str:
+    """``1234.5`` as ``1,234.5``; a true minus sign, so that columns align."""
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def kilobytes(count: float) -> str:
+    return number(count / 1e3, 1)
+
+
+def megabytes(count: float) -> str:
+    return number(count / 1e6, 1)
+
+
+def millions(count: float) -> str:
+    return number(count / 1e6, 2)
+
+
+def milliseconds(value: float) -> str:
+    return number(value, 3)
+
+
+def times(value: float) -> str:
+    return f"{number(value, 2 if value < 10 else 1)}×"
+
+
+def size(count: float) -> str:
+    """A number of bytes with its unit, for running text."""
+    return f"{megabytes(count)} MB" if abs(count) >= 1e6 else f"{kilobytes(count)} KB"
+
+
+def signed(text: str) -> str:
+    """``text`` of a number with a plus sign if it is above zero."""
+    return text if text.startswith("−") or not text.strip("0.,×") else f"+{text}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+@dataclass(frozen=True)
+class ScoreUnit:
+    """How scores are written: those that lie in [0, 1] (top-1, mAP) as a percentage."""
+
+    percent: bool
+
+    @classmethod
+    def of(cls, scores: Iterable[float | None]) -> ScoreUnit:
+        return cls(all(0 <= score <= 1 for score in scores if score is not None))
+
+    @property
+    def name(self) -> str:
+        return "%" if self.percent else ""
+
+    @property
+    def difference(self) -> str:
+        return "points" if self.percent else ""
+
+    def scaled(self, score: float) -> float:
+        return 100 * score if self.percent else score
+
+    def text(self, score: float) -> str:
+        return number(self.scaled(score), 2 if self.percent else 4)
+
+    def with_unit(self, score: float) -> str:
+        return f"{self.text(score)} {self.name}".strip()
+
+    def drop_with_unit(self, drop: float) -> str:
+        return f"{self.text(drop)} {self.difference}".strip()
