@@ -1,0 +1,214 @@
+"""A recipe: an ordered list of stages, each a list of techniques and perhaps a training.
+
+In YAML::
+
+    name: small
+    stages:
+      - techniques:
+          - prune_channels: {ratio: 0.4}
+        train: {epochs: 2, lr: 0.01}
+      - techniques:
+          - quantize: {weight_bits: 8, activation_bits: 8}
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
+from torch import nn
+
+from penjing import snapshot
+from penjing.errors import PenjingError
+from penjing.tasks import Task
+from penjing.techniques import Technique, techniques
+from penjing.training import TrainSettings, train
+
+
+class Stage(BaseModel):
+    """Techniques attached together, trained together when ``train`` is given, baked together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    techniques: list[SerializeAsAny[Technique]] = Field(default_factory=list)
+    train: TrainSettings | None = None
+
+    @field_validator("techniques", mode="before")
+    @classmethod
+    def _by_name(cls, entries: Any) -> Any:
+        if not isinstance(entries, list):
+            raise ValueError("techniques must be a list such as [quantize: {weight_bits: 8}]")
+        return [entry if isinstance(entry, Technique) else _technique(entry) for entry in entries]
+
+    @field_serializer("techniques")
+    def _named(self, entries: list[Technique]) -> list[dict[str, Any]]:
+        return [{entry.name: entry.model_dump(exclude_defaults=True)} for entry in entries]
+
+
+class Recipe(BaseModel):
+    """Stages in the order in which they run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = "recipe"
+    stages: list[Stage] = Field(default_factory=list)
+
+    @property
+    def techniques(self) -> list[Technique]:
+        """All techniques in the order in which they are attached."""
+        return [technique for stage in self.stages for technique in stage.techniques]
+
+    def check(self) -> None:
+        """Raise ``PenjingError`` if a technique cannot follow the ones before it."""
+        for index, technique in enumerate(self.techniques):
+            reason = technique.objection(self.techniques[:index])
+            if reason:
+                raise PenjingError(f"recipe {self.name!r} cannot run: {reason}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in YAML: settings left at their defaults are left out."""
+        return self.model_dump(exclude_defaults=True, mode="json") | {"name": self.name}
+
+    def save(self, path: Path) -> None:
+        """Write the recipe as YAML."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def load(path: Path) -> Recipe:
+    """The recipe in a YAML file.
+
+    Raises:
+        PenjingError: the file is missing, is not YAML, or holds an unknown technique or setting.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise PenjingError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise PenjingError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise PenjingError(f"{path} must hold a mapping with the key 'stages', found {data!r:.40}")
+    return parse({"name": path.stem} | data, str(path))
+
+
+def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data; ``where`` names it in errors."""
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise PenjingError(f"{where}: {place}: {message}") from error
+    recipe.check()
+    return recipe
+
+
+def compress(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    cache: Path | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """A compressed copy of ``model``; the model itself is left as it is.
+
+    Args:
+        teacher: what stages with ``distill`` learn from; default: ``model`` as given.
+        cache: a folder in which the model after each stage is kept under the hash of all that made
+            it (weights, data, stages). A stage found there is not run again, and a training that was
+            interrupted goes on from its last checkpoint.
+        progress: show progress bars on standard error.
+
+    Raises:
+        PenjingError: the recipe's order is senseless, or a technique cannot be used on this model.
+    """
+    recipe.check()
+    teacher = teacher if teacher is not None else model
+    keys = stage_keys(model, task, recipe, teacher)
+    start, current = _latest(model, keys, cache)
+    for key, stage in list(zip(keys, recipe.stages, strict=True))[start:]:
+        checkpoint = cache / f"{key}.checkpoint" if cache else None
+        _run_stage(current, task, stage, teacher, checkpoint, progress)
+        if cache and checkpoint:
+            snapshot.save(current, cache / key)
+            checkpoint.unlink(missing_ok=True)
+    return current
+
+
+def stage_keys(model: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module) -> list[str]:
+    """For each stage, the hash of what its result depends on."""
+    digest = hashlib.sha256(task.fingerprint.encode())
+    for net in (model, teacher):
+        for name, value in net.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    keys = []
+    for stage in recipe.stages:
+        digest.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
+        keys.append(digest.hexdigest()[:16])
+    return keys
+
+
+def _latest(model: nn.Module, keys: list[str], cache: Path | None) -> tuple[int, nn.Module]:
+    """How many stages are in the cache, and the model after them."""
+    for done in range(len(keys), 0, -1):
+        if cache and snapshot.exists(cache / keys[done - 1]):
+            return done, snapshot.load(copy.deepcopy(model), cache / keys[done - 1])
+    return 0, copy.deepcopy(model)
+
+
+def _run_stage(
+    model: nn.Module,
+    task: Task,
+    stage: Stage,
+    teacher: nn.Module,
+    checkpoint: Path | None,
+    progress: bool,
+) -> None:
+    attached = [technique.fresh() for technique in stage.techniques]
+    for technique in attached:
+        technique.attach(model, task)
+    if stage.train is not None:
+        train(
+            model,
+            task,
+            stage.train,
+            attached,
+            teacher=teacher if stage.train.distill else None,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    for technique in reversed(attached):
+        technique.bake(model)
+    model.eval()
+
+
+def _technique(entry: Any) -> Technique:
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ValueError(f"expected one technique such as 'quantize: {{...}}', found {entry!r}")
+    (name, settings), known = next(iter(entry.items())), techniques()
+    if name not in known:
+        raise ValueError(f"no technique is called {name!r}; there are {', '.join(sorted(known))}")
+    try:
+        return known[name](**(settings or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([name, *map(str, first["loc"])])
+        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -1,0 +1,192 @@
+"""Recipes: YAML in and out, order, hashing, cache, and every ordered pair of techniques."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from penjing import recipe as recipes
+from penjing.deploy import export
+from penjing.deploy.runtime_onnxruntime import run
+from penjing.errors import PenjingError
+from penjing.recipe import Recipe, compress
+from penjing.tasks import Task, from_arrays
+from penjing.techniques import techniques
+
+SETTINGS = {
+    "prune_channels": {"ratio": 0.3},
+    "prune_weights": {"sparsity": 0.5},
+    "factorize": {"ratio": 0.3},
+    "share_weights": {"bits": 4},
+    "quantize": {"weight_bits": 8, "activation_bits": 8, "calibration": 64},
+}
+# What cannot be meant: the second would undo, or be undone by, the first.
+REFUSED = {
+    ("quantize", "prune_channels"),
+    ("quantize", "factorize"),
+    ("quantize", "share_weights"),
+    ("share_weights", "prune_channels"),
+    ("share_weights", "prune_weights"),
+    ("share_weights", "factorize"),
+    ("prune_weights", "factorize"),
+}
+PAIRS = list(itertools.permutations(SETTINGS, 2))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Two kinds of stripes that a small net tells apart."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    images = rng.integers(0, 120, (400, 12, 12, 1)).astype(np.uint8)
+    images[labels == 0, ::3] += 120
+    images[labels == 1, :, ::3] += 120
+    return from_arrays(images, labels)
+
+
+@pytest.fixture(scope="module")
+def model(task: Task) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 32),
+        nn.ReLU(),
+        nn.Linear(32, 2),
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for images, labels in itertools.islice(task.batches("train", 32, shuffle=True), 10):
+        optimizer.zero_grad()
+        task.loss(net(images), labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def pair(first: str, second: str, train: bool) -> Recipe:
+    entries = [{first: SETTINGS[first]}, {second: SETTINGS[second]}]
+    if not train:
+        return Recipe.model_validate({"stages": [{"techniques": [entry]} for entry in entries]})
+    training = {"epochs": 0.3, "batch_size": 32, "distill": {}}
+    return Recipe.model_validate({"stages": [{"techniques": entries, "train": training}]})
+
+
+def test_the_pairs_are_of_all_techniques_there_are() -> None:
+    assert set(SETTINGS) <= set(techniques())
+    assert {name for name in techniques() if name != "distill"} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one-after-the-other", "trained-together"])
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_every_ordered_pair_runs_and_deploys_or_is_refused(
+    first: str, second: str, together: bool, model: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    steps = pair(first, second, together)
+    if (first, second) in REFUSED:
+        with pytest.raises(PenjingError, match=f"{second} comes after {first}, but"):
+            compress(model, task, steps)
+        return
+    before = copy.deepcopy(model.state_dict())
+    small = compress(model, task, steps)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), "the model itself must stay as it was"
+
+    path = tmp_path / "model.onnx"
+    export(small, task.example, path, calibration=task.calibration(64))
+    images = torch.cat([batch for batch, _ in task.batches("test", 64)])
+    with torch.no_grad():
+        expected = small(images).numpy()
+    ((found,),) = run(path, [images.numpy()])
+    quantized = "quantize" in (first, second)
+    tolerance = (0.05 if quantized else 1e-4) * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("first", "second"), [pair for pair in PAIRS if pair not in REFUSED])
+def test_both_techniques_of_a_pair_last(
+    first: str, second: str, model: nn.Module, task: Task
+) -> None:
+    small = compress(model, task, pair(first, second, train=True))
+    layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = [layer.weight.detach() for layer in layers]
+    count = sum(p.numel() for p in small.parameters())
+    if "prune_weights" in (first, second):
+        zeros = sum(int((w == 0).sum()) for w in weights)
+        assert zeros >= 0.4 * sum(w.numel() for w in weights)
+    if "prune_channels" in (first, second):
+        assert count < 0.9 * sum(p.numel() for p in model.parameters())
+    if "factorize" in (first, second):
+        assert len(layers) > 4
+    if "share_weights" in (first, second):
+        assert all(len(w.unique()) <= 17 for w in weights)
+    if "quantize" in (first, second):
+        assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    steps = pair("prune_channels", "quantize", train=True)
+    steps.save(tmp_path / "steps.yaml")
+    again = recipes.load(tmp_path / "steps.yaml")
+    assert again.to_dict() == steps.to_dict()
+    assert [t.name for t in again.techniques] == ["prune_channels", "quantize"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: [{techniques: [{shrink: {}}]}]", "no technique is called 'shrink'"),
+        ("stages: [{techniques: [{quantize: {weight_bits: 7}}]}]", "weight_bits"),
+        ("stages: [{techniques: [{quantize: {bits: 8}}]}]", "bits"),
+        ("stages: [{train: {epoch: 3}}]", "epoch"),
+        ("- 1", "must hold a mapping"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(PenjingError, match=message) as caught:
+        recipes.load(tmp_path / "bad.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(PenjingError, match=r"nowhere\.yaml"):
+        recipes.load(tmp_path / "nowhere.yaml")
+
+
+def test_a_finished_stage_is_taken_from_the_cache(
+    model: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    steps = pair("prune_channels", "quantize", train=True)
+    first = compress(model, task, steps, cache=tmp_path)
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    again = compress(model, task, steps, cache=tmp_path)
+    assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    with torch.no_grad():
+        assert torch.equal(first(task.example), again(task.example))
+
+
+def test_the_key_of_a_stage_depends_on_weights_data_and_stages_so_far(
+    model: nn.Module, task: Task
+) -> None:
+    steps = pair("prune_channels", "quantize", train=False)
+    keys = recipes.stage_keys(model, task, steps, model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-3
+    assert len(set(keys)) == 2
+    assert recipes.stage_keys(other, task, steps, model)[0] != keys[0]
+    changed = pair("prune_channels", "share_weights", train=False)
+    assert recipes.stage_keys(model, task, changed, model)[0] == keys[0]
+    assert recipes.stage_keys(model, task, changed, model)[1] != keys[1]
