@@ -1,0 +1,7 @@
+"""The search for the frontier of smaller and faster models, and the study it leaves on disk."""
+
+from penjing.exploration.budget import Budget
+from penjing.exploration.search import explore
+from penjing.exploration.study import Point, Study
+
+__all__ = ["Budget", "Point", "Study", "explore"]

@@ -1,0 +1,159 @@
+"""The combinations that exploration considers, from settings to recipe."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import optuna
+from pydantic import BaseModel, ConfigDict
+
+from penjing.recipe import Recipe, parse
+
+CHANNELS = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
+RANKS = (0.0, 0.3, 0.5, 0.7)
+SPARSITY = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
+WEIGHTS = ("float", "int16", "int8", "int4", "int2", "int1", "shared5", "shared4")
+
+
+class Candidate(BaseModel):
+    """One combination.
+
+    Attributes:
+        channels: fraction of MACs removed by channel pruning.
+        ranks: fraction of weights removed by factorization.
+        sparsity: fraction of single weights pruned.
+        weights: how weights are stored.
+        integers: whether activations are 8-bit too, so that integer kernels run.
+        epochs: of training, spread over the stages; 0 = after training only.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    channels: float = 0.0
+    ranks: float = 0.0
+    sparsity: float = 0.0
+    weights: Literal[WEIGHTS] = "float"  # type: ignore[valid-type]
+    integers: bool = False
+    epochs: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """A name fit for people and for a folder, such as ``channels35-sparse80-int4a8-trained2``."""
+        parts = [
+            f"channels{self.channels * 100:.0f}" if self.channels else "",
+            f"ranks{self.ranks * 100:.0f}" if self.ranks else "",
+            f"sparse{self.sparsity * 100:.0f}" if self.sparsity else "",
+            "" if self.weights == "float" else self.weights + ("a8" if self.integers else ""),
+            f"trained{self.epochs:.3g}" if self.epochs else "",
+        ]
+        return "-".join(part for part in parts if part) or "original"
+
+    def recipe(self) -> Recipe:
+        """Structure first, then values: each group is one trained stage; untrained, each technique
+        is a stage of its own so that its contribution can be told."""
+        groups = [group for group in (self._structure(), self._values()) if group]
+        if not self.epochs:
+            stages: list[dict[str, Any]] = [
+                {"techniques": [entry]} for group in groups for entry in group
+            ]
+        else:
+            share = self.epochs / len(groups)
+            stages = [
+                {"techniques": group, "train": _training(share, gentle=group is not groups[0])}
+                for group in groups
+            ]
+        return parse({"name": self.name, "stages": stages}, self.name)
+
+    def _structure(self) -> list[dict[str, Any]]:
+        techniques: list[dict[str, Any]] = []
+        if self.channels:
+            importance = "taylor" if self.epochs else "magnitude"
+            techniques.append(
+                {"prune_channels": {"ratio": self.channels, "importance": importance}}
+            )
+        if self.ranks:
+            techniques.append({"factorize": {"ratio": self.ranks}})
+        return techniques
+
+    def _values(self) -> list[dict[str, Any]]:
+        techniques: list[dict[str, Any]] = []
+        if self.sparsity:
+            techniques.append({"prune_weights": {"sparsity": self.sparsity}})
+        if self.weights.startswith("shared"):
+            techniques.append({"share_weights": {"bits": int(self.weights.removeprefix("shared"))}})
+        elif self.weights != "float":
+            bits = int(self.weights.removeprefix("int"))
+            activations = 8 if self.integers else None
+            techniques.append({"quantize": {"weight_bits": bits, "activation_bits": activations}})
+        return techniques
+
+
+def _training(epochs: float, gentle: bool) -> dict[str, Any]:
+    """Settings that hold for most nets: AdamW is insensitive to the scale of folded weights."""
+    return {
+        "epochs": round(epochs, 3),
+        "optimizer": "adamw",
+        "lr": 5e-4 if gentle else 1e-3,
+        "schedule": "one_cycle",
+        "distill": {},
+    }
+
+
+def is_sensible(candidate: Candidate) -> bool:
+    """Whether it can run at all: a combination exists, and no zero is stored in one bit."""
+    if candidate.sparsity and candidate.weights == "int1":
+        return False
+    if candidate.integers and not candidate.weights.startswith("int"):
+        return False
+    return candidate.name != "original" and not candidate.name.startswith("trained")
+
+
+def ladder() -> list[Candidate]:
+    """Single techniques, then combinations, all after training: seconds each."""
+    singles = [
+        {"weights": "int8", "integers": True},
+        {"weights": "int16"},
+        {"weights": "int4", "integers": True},
+        {"weights": "shared5"},
+        {"weights": "int2", "integers": True},
+        {"sparsity": 0.5},
+        {"sparsity": 0.7},
+        {"channels": 0.2},
+        {"ranks": 0.3},
+        {"weights": "int1", "integers": True},
+    ]
+    combinations = [
+        {"sparsity": 0.5, "weights": "int8", "integers": True},
+        {"sparsity": 0.5, "weights": "int4", "integers": True},
+        {"channels": 0.2, "weights": "int8", "integers": True},
+        {"ranks": 0.3, "weights": "int8", "integers": True},
+        {"sparsity": 0.7, "weights": "shared4"},
+    ]
+    return [Candidate.model_validate(settings) for settings in singles + combinations]
+
+
+def seeds(epochs: float) -> list[Candidate]:
+    """Trained combinations from moderate to strong, which experience says are worth a try."""
+    settings = [
+        {"sparsity": 0.5, "weights": "int4", "integers": True},
+        {"channels": 0.35, "sparsity": 0.5, "weights": "int4", "integers": True},
+        {"sparsity": 0.9, "weights": "int8", "integers": True},
+        {"channels": 0.65, "sparsity": 0.8, "weights": "int4", "integers": True},
+        {"channels": 0.5, "weights": "int8", "integers": True},
+        {"channels": 0.8, "sparsity": 0.9, "weights": "int4", "integers": True},
+        {"ranks": 0.5, "sparsity": 0.7, "weights": "int4", "integers": True},
+        {"sparsity": 0.95, "weights": "shared4"},
+    ]
+    return [Candidate.model_validate(entry | {"epochs": epochs}) for entry in settings]
+
+
+def suggest(trial: optuna.Trial, epochs: float) -> Candidate:
+    """The trained candidate that a trial's sampler proposes."""
+    return Candidate(
+        channels=trial.suggest_categorical("channels", CHANNELS),
+        ranks=trial.suggest_categorical("ranks", RANKS),
+        sparsity=trial.suggest_categorical("sparsity", SPARSITY),
+        weights=trial.suggest_categorical("weights", WEIGHTS),
+        integers=trial.suggest_categorical("integers", [True, False]),
+        epochs=epochs,
+    )

@@ -1,0 +1,285 @@
+"""The engine: cheap combinations first, the promising trained, all measured on the artifact.
+
+1. the original, exported and measured;
+2. the ladder: single techniques and combinations after training, seconds each;
+3. trained combinations: those of the ladder that promise most, seeds from experience, then what a
+   multi-objective sampler (TPE of optuna) proposes from what has been measured;
+4. a longer training for the best few.
+
+Each step is cut to the time that is left. A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+import time as clock
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from penjing import report
+from penjing.deploy import artifact, measure
+from penjing.errors import PenjingError
+from penjing.exploration.budget import SECONDS, Budget, parse_quantity
+from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
+from penjing.exploration.study import BASELINE, Contribution, Point, Study
+from penjing.recipe import Recipe, compress
+from penjing.tasks import Task
+from penjing.training import seconds_per_epoch
+
+TRAINED_UNTIL = 0.6  # of the time: quick trainings
+POLISHED_UNTIL = 0.95  # of the time: long trainings; the rest reads the test part
+QUICK_TRAININGS = 12  # how many the time between should hold
+POLISH = 3.0  # a long training has so many times the epochs of a quick one
+LONGEST_QUICK_EPOCHS = 6.0
+
+
+def explore(
+    model: nn.Module,
+    task: Task,
+    budget: Budget | None = None,
+    *,
+    folder: str | Path = "study",
+    time: str | float = "30m",
+    name: str = "model",
+    data: str = "data",
+    command: str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Find the frontier of smaller and faster versions of ``model``.
+
+    Args:
+        model: trained; left as it is.
+        task: its data and score. Training reads *train*, choices read *validation*, and *test* is
+            read once, for the points on the frontier.
+        budget: what is enough; without one the whole frontier is searched and the best is the one
+            that lost least.
+        folder: the study. If it holds one of this model and data, the search goes on from there.
+        time: how long in total, over all runs of this study: ``"30m"``, ``"2h"`` or seconds.
+        name, data, command: how the report calls the model, the data, and what goes on with both.
+
+    Returns:
+        The study, whose ``best`` is None if nothing met the budget. Ctrl-C ends the search early
+        with everything measured so far in it.
+
+    Raises:
+        PenjingError: the model does not fit the task, or the folder cannot be used.
+    """
+    task.check(model)
+    key = hashlib.sha256(task.fingerprint.encode())
+    for parameter, value in model.state_dict().items():
+        key.update(parameter.encode() + value.detach().cpu().numpy().tobytes())
+    about = {"model": name, "data": data, "command": command, "seed": task.seed}
+    about["key"] = key.hexdigest()[:16]
+    study = Study(Path(folder), about, budget or Budget())
+    search = _Search(model, task, study, parse_quantity(time, SECONDS, "time"), progress)
+    try:
+        search.run()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here")
+    if BASELINE in study.points:
+        study.write()
+        report.write(study.folder, study.folder / "report.html")
+    return study
+
+
+class _Search:
+    """One run of the engine over a study."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, study: Study, limit_s: float, progress: bool
+    ) -> None:
+        self.model = copy.deepcopy(model).eval()
+        self.task, self.study, self.limit_s = task, study, limit_s
+        self.before_s, self.start = study.elapsed_s, clock.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not progress,
+        )
+        self.line = self.bar.add_task("exploring", total=limit_s)
+
+    def run(self) -> None:
+        with self.bar:
+            try:
+                self.measure_baseline()
+                for candidate in self.plan():
+                    self.trial(candidate)
+                self.finish()
+            finally:
+                self.study.elapsed_s = self.elapsed()
+                self.study.write()
+
+    def elapsed(self) -> float:
+        """Seconds spent on this study, earlier runs included."""
+        return self.before_s + clock.monotonic() - self.start
+
+    def say(self, what: str) -> None:
+        self.bar.update(self.line, description=what, completed=min(self.elapsed(), self.limit_s))
+
+    def measure_baseline(self) -> None:
+        if BASELINE in self.study.points:
+            return
+        self.say("measuring the original")
+        folder = Path("trials") / BASELINE
+        card = artifact.build(
+            self.model, self.task, self.study.folder / folder, recipe={"name": BASELINE}
+        )
+        self.study.add(Point(**card.model_dump(), folder=str(folder)))
+
+    def plan(self) -> Iterator[Candidate]:
+        """What to try next, decided with what has been measured until then."""
+        for candidate in ladder():
+            if self.elapsed() < self.limit_s * TRAINED_UNTIL:
+                yield candidate
+        epochs = self.quick_epochs()
+        for candidate in [*self.promising(epochs), *seeds(epochs)]:
+            if self.elapsed() < self.limit_s * TRAINED_UNTIL:
+                yield candidate
+        while self.elapsed() < self.limit_s * TRAINED_UNTIL:
+            yield self.propose(epochs)
+        while (longer := self.polish(epochs)) is not None:
+            yield longer
+
+    def quick_epochs(self) -> float:
+        """Epochs such that a dozen trainings fit in the time given to them; the same in every run."""
+        known = self.study.about.get("quick_epochs")
+        if known is None:
+            self.say("timing the training")
+            seconds = self.limit_s * (TRAINED_UNTIL - 0.1) / QUICK_TRAININGS
+            epochs = seconds / seconds_per_epoch(self.model, self.task, teacher=self.model)
+            known = float(f"{min(epochs, LONGEST_QUICK_EPOCHS):.2g}")
+            self.study.about["quick_epochs"] = known
+            self.study.write()
+        return known
+
+    def promising(self, epochs: float) -> list[Candidate]:
+        """The ladder's points that save much and have not lost everything: worth training."""
+        baseline = self.study.baseline
+        allowed = self.study.budget.drop or 0.01
+        hopeful = [
+            point
+            for point in self.study.points.values()
+            if point.candidate and not point.trained and allowed < point.drop < baseline.score / 2
+        ]
+        hopeful.sort(key=lambda point: point.packed_bytes * self.study.speed(point))
+        chosen = hopeful[:3]
+        return [Candidate(**{**point.candidate, "epochs": epochs}) for point in chosen]
+
+    def propose(self, epochs: float) -> Candidate:
+        """A combination not yet tried, from a sampler that knows all trained points."""
+        sampler = optuna.samplers.TPESampler(
+            seed=len(self.study.points), multivariate=True, n_startup_trials=6
+        )
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        known = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
+        for point in self.study.points.values():
+            if point.trained:
+                known.enqueue_trial(point.candidate, skip_if_exists=False)
+                trial = known.ask()
+                suggest(trial, epochs)
+                known.tell(trial, [point.packed_bytes, self.study.speed(point), point.drop])
+        while True:
+            trial = known.ask()
+            candidate = suggest(trial, epochs)
+            if is_sensible(candidate) and not self.tried(candidate):
+                return candidate
+            known.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def polish(self, epochs: float) -> Candidate | None:
+        """The best quickly trained point whose long training still fits in the time left."""
+        left = self.limit_s * POLISHED_UNTIL - self.elapsed()
+        allowed = max(self.study.budget.drop or 0.01, 1e-3)
+
+        def cost(point: Point) -> float:
+            excess = max(point.drop / allowed, 0.0)
+            return point.packed_bytes * self.study.speed(point) * (1 + excess) ** 2
+
+        for point in sorted(self.study.points.values(), key=cost):
+            if not point.trained or point.candidate["epochs"] != epochs:
+                continue
+            candidate = Candidate(**{**point.candidate, "epochs": round(epochs * POLISH, 3)})
+            if not self.tried(candidate) and point.seconds * POLISH <= left:
+                return candidate
+        return None
+
+    def tried(self, candidate: Candidate) -> bool:
+        return candidate.name in self.study.points or candidate.name in self.study.failures
+
+    def trial(self, candidate: Candidate) -> None:
+        """Run one candidate's recipe, build its artifact, measure it, keep it."""
+        if self.tried(candidate) or not is_sensible(candidate):
+            return
+        self.say(candidate.name)
+        try:
+            point = self.realize(candidate)
+        except PenjingError as error:
+            self.study.failures[candidate.name] = str(error)
+            self.bar.console.print(f"{candidate.name}: {error}", style="yellow")
+        else:
+            self.study.elapsed_s = self.elapsed()
+            self.study.add(point)
+            self.bar.console.print(
+                f"{point.name}: {point.packed_bytes / 1000:.1f} KB, {point.latency_ms:.3f} ms, "
+                f"drop {point.drop:.2%}"
+            )
+
+    def realize(self, candidate: Candidate) -> Point:
+        recipe, start = candidate.recipe(), clock.monotonic()
+        model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
+        folder = Path("trials") / recipe.name
+        card = artifact.build(
+            model,
+            self.task,
+            self.study.folder / folder,
+            recipe=recipe.to_dict(),
+            reference=self.study.folder / self.study.baseline.folder / "model.onnx",
+        )
+        recipe.save(self.study.folder / folder / "recipe.yaml")
+        return Point(
+            **card.model_dump(),
+            drop=self.study.baseline.score - card.score,
+            folder=str(folder),
+            trained=candidate.epochs > 0,
+            candidate=candidate.model_dump(),
+            seconds=clock.monotonic() - start,
+        )
+
+    def finish(self) -> None:
+        """What only the frontier's points get: the test score, and what each stage contributed."""
+        for point in [self.study.baseline, *self.study.frontier]:
+            self.say(f"finishing {point.name}")
+            if self.task.has_test and point.test_score is None:
+                file = self.study.folder / point.folder / "model.onnx"
+                point.test_score = measure.score(file, self.task, "test")
+                point.test_drop = (self.study.baseline.test_score or 0.0) - point.test_score
+            if point.candidate and not point.contributions:
+                point.contributions = self.contributions(point)
+            self.study.add(point)
+        self.study.about["finished"] = True
+
+    def contributions(self, point: Point) -> list[Contribution]:
+        """Measure the model after each stage; stages come from the cache, the last is the point."""
+        stages = Candidate(**point.candidate).recipe().stages
+        measured: list[Contribution] = []
+        for index in range(len(stages)):
+            card: artifact.Card = point
+            if index + 1 < len(stages):
+                card = self.prefix(Recipe(name=point.name, stages=stages[: index + 1]))
+            names = [technique.name for technique in stages[index].techniques]
+            fields = card.model_dump(include=set(Contribution.model_fields))
+            measured.append(Contribution(stage=index + 1, techniques=names, **fields))
+        return measured
+
+    def prefix(self, recipe: Recipe) -> artifact.Card:
+        model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
+        with tempfile.TemporaryDirectory() as folder:
+            return artifact.build(model, self.task, Path(folder), recipe=recipe.to_dict())

@@ -1,0 +1,127 @@
+"""The engine on a net that trains in a second: what it tries, keeps, and survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from penjing.exploration import Budget, explore
+from penjing.tasks import Task, from_arrays
+from penjing.training import TrainSettings, train
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_search import net_and_task
+from penjing.exploration import Budget, explore
+model, task = net_and_task()
+explore(model, task, Budget(drop=0.05), folder=Path(sys.argv[1]), time=float(sys.argv[2]))
+"""
+
+
+def net_and_task() -> tuple[nn.Module, Task]:
+    """A trained two-layer net that tells stripes across from stripes down."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    images = rng.integers(0, 120, (600, 12, 12, 1)).astype(np.uint8)
+    images[labels == 0, ::3] += 100
+    images[labels == 1, :, ::3] += 100
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+    task = from_arrays(images, labels)
+    train(net, task, TrainSettings(epochs=4, batch_size=32, optimizer="adamw", lr=1e-2))
+    return net.eval(), task
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Task]:
+    return net_and_task()
+
+
+def test_combinations_are_found_and_every_point_is_a_real_file(
+    trained: tuple[nn.Module, Task], tmp_path: Path
+) -> None:
+    study = explore(*trained, Budget(drop=0.05), folder=tmp_path, time=60, progress=False)
+    assert any(
+        len(point.recipe["stages"]) > 1 for point in study.points.values() if point.candidate
+    )
+    assert any(point.trained for point in study.points.values())
+    for point in study.points.values():
+        folder = tmp_path / point.folder
+        assert (folder / "model.onnx").stat().st_size == point.onnx_bytes
+        assert (folder / "model.penjing").stat().st_size == point.packed_bytes
+        assert point.drop == pytest.approx(study.baseline.score - point.score)
+    assert study.best is not None
+    assert study.best.point.packed_bytes < study.baseline.packed_bytes
+    for point in study.frontier:
+        assert point.test_score is not None
+        if point.candidate:
+            stages = point.recipe["stages"]
+            assert len(point.contributions) == len(stages)
+            assert point.contributions[-1].packed_bytes == point.packed_bytes
+
+
+def test_a_killed_study_is_whole_and_goes_on(tmp_path: Path) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, str(tmp_path), "90"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    frontier = tmp_path / "frontier.json"
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("trials/*/point.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = json.loads(frontier.read_text())
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.glob("trials/*/model.onnx")}
+    measured = {point["name"] for point in before["points"]}
+    assert len(measured) >= 2
+
+    subprocess.run([*command[:-1], str(before["elapsed_s"] + 12)], check=True, timeout=120)
+    after = json.loads(frontier.read_text())
+    assert measured < {point["name"] for point in after["points"]}
+    for point in before["points"]:
+        file = tmp_path / point["folder"] / "model.onnx"
+        assert file.stat().st_mtime_ns == stamps[file], "a measured point is not made again"
+    assert after["elapsed_s"] > before["elapsed_s"]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_ctrl_c_ends_the_search_with_what_was_measured(
+    trained: tuple[nn.Module, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penjing.exploration import explore as engine
+
+    module = sys.modules[engine.__module__]
+    real, calls = module.compress, []
+
+    def interrupt(*arguments: object, **options: object) -> nn.Module:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "compress", interrupt)
+    study = explore(*trained, folder=tmp_path, time=60, progress=False)
+    assert len(study.points) == 3
+    assert len(json.loads((tmp_path / "frontier.json").read_text())["points"]) == 3
+    assert (tmp_path / "report.html").exists()
