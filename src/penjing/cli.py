@@ -1,0 +1,430 @@
+"""The command line: one short function a command; all work is in the API.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from penjing.errors import PenjingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from penjing.exploration import Study
+    from penjing.tasks import Preprocessing, Task
+
+app = typer.Typer(
+    help="Make a trained vision model small and fast enough for a camera device, measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, timm:NAME, penjing:NAME, FILE.py:FACTORY"
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Trained weights: .safetensors, or .pt/.pth of plain tensors.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A folder with train/CLASS/*.jpg, or torchvision:MNIST and such with --root."
+    ),
+]
+Root = Annotated[Path | None, typer.Option(help="Where the torchvision data set lies.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Size = Annotated[
+    int | None, typer.Option("--image-size", help="Side of the model's input, pixels.")
+]
+Resize = Annotated[int | None, typer.Option(help="Short side before the centre crop, pixels.")]
+Mean = Annotated[
+    str | None, typer.Option(help="Per-channel mean of values in 0..1, as 0.5,0.5,0.5.")
+]
+Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, as 0.2,0.2,0.2.")]
+Interpolation = Annotated[str | None, typer.Option(help="bilinear, bicubic or nearest.")]
+
+
+@app.command()
+def profile(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more models.")],
+    layers: Annotated[bool, typer.Option(help="One line a layer.")] = False,
+    image_size: Size = None,
+    as_json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+) -> None:
+    """Parameters, MACs, activations and weights of models, per layer and in total."""
+    from penjing import profiling
+
+    profiles = [profiling.profile_spec(spec, image_size) for spec in models]
+    if as_json:
+        _print_json([entry.to_dict() for entry in profiles])
+    elif csv:
+        sys.stdout.write(profiling.to_csv(profiles))
+    elif layers:
+        for entry in profiles:
+            _print(profiling.layer_table(entry))
+    else:
+        _print(profiling.table(profiles))
+
+
+@app.command()
+def train(
+    model: Spec,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the weights.")],
+    epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 10.0,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    weights: Weights = None,
+    root: Root = None,
+    image_size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    seed: Annotated[int, typer.Option(help="Of the order of images and the first weights.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a model and write its weights (.safetensors). A stopped training goes on from there."""
+    import torch
+
+    from penjing import training
+    from penjing.tasks import evaluate
+
+    torch.manual_seed(seed)
+    _writable(output)
+    options = (image_size, resize, mean, std, interpolation)
+    net, task = _model_and_task(model, weights, data, root, options)
+    settings = training.TrainSettings(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    result = training.train(
+        net, task, settings, checkpoint=output.with_suffix(".checkpoint"), progress=True
+    )
+    training.save_weights(net, output)
+    figures: dict[str, Any] = {
+        "weights": str(output),
+        "epochs": result.epochs,
+        "seconds": round(result.seconds, 1),
+        "validation_score": result.score,
+        "test_score": evaluate(net, task, "test") if task.has_test else None,
+    }
+    _report(figures, as_json)
+
+
+@app.command()
+def compress(
+    model: Spec,
+    data: Data,
+    recipe: Annotated[Path, typer.Option(help="A YAML file of stages and techniques.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.")],
+    weights: Weights = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Model to distill from; default: MODEL.")
+    ] = None,
+    teacher_weights: Weights = None,
+    root: Root = None,
+    image_size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    as_json: Json = False,
+) -> None:
+    """Run one recipe, and write and measure the artifact."""
+    from penjing import recipe as recipes
+    from penjing.deploy import artifact
+
+    steps = recipes.load(recipe)
+    _writable(output / "card.json")
+    options = (image_size, resize, mean, std, interpolation)
+    net, task = _model_and_task(model, weights, data, root, options)
+    guide = _model(teacher, teacher_weights, task) if teacher else None
+    small = recipes.compress(net, task, steps, teacher=guide, cache=output / "cache", progress=True)
+    original = artifact.build(net, task, output / "original", recipe={"name": "original"})
+    card = artifact.build(
+        small,
+        task,
+        output,
+        recipe=steps.to_dict(),
+        reference=output / "original" / "model.onnx",
+    )
+    _report(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
+
+
+@app.command()
+def explore(
+    model: Spec,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
+        "study"
+    ),
+    max_size: Annotated[str | None, typer.Option(help="Of the packed file, such as 300KB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Of one image, such as 2ms.")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Loss of score, such as 1%.")] = None,
+    time: Annotated[str, typer.Option(help="In total, such as 30m.")] = "30m",
+    weights: Weights = None,
+    root: Root = None,
+    image_size: Size = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    as_json: Json = False,
+) -> None:
+    """Search all techniques together for the frontier within a budget. Run again to go on."""
+    from penjing import exploration
+
+    budget = exploration.Budget(size=max_size, latency=max_latency, drop=max_drop)
+    _writable(output / "study.json")
+    options = (image_size, resize, mean, std, interpolation)
+    net, task = _model_and_task(model, weights, data, root, options)
+    command = shlex.join(["penjing", *sys.argv[1:]])
+    study = exploration.explore(
+        net, task, budget, folder=output, time=time, name=model, data=data, command=command
+    )
+    _print_study(study, as_json)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="model.onnx or model.penjing, one or more.")],
+    runs: Annotated[int, typer.Option(help="Runs of each file, interleaved.")] = 200,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure artifacts on this machine: bytes, median latency and its spread, memory."""
+    from penjing.deploy import measure
+
+    rows = measure.bench(files, runs=runs, threads=threads)
+    if as_json:
+        _print_json(rows)
+    else:
+        _print(measure.table(rows))
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="An .onnx file.")],
+    target: Annotated[Path | None, typer.Argument(help="Default: the same name, .penjing.")] = None,
+    coder: Annotated[str, typer.Option(help="arithmetic or huffman.")] = "arithmetic",
+    as_json: Json = False,
+) -> None:
+    """Entropy-code an ONNX file into a .penjing file."""
+    from penjing import container
+
+    target = target or source.with_suffix(".penjing")
+    _writable(target)
+    packed = container.pack(source, target, coder)  # type: ignore[arg-type]
+    size = source.stat().st_size
+    figures = {"file": str(target), "bytes": packed, "onnx_bytes": size, "ratio": size / packed}
+    _report(figures, as_json)
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(help="A .penjing file.")],
+    target: Annotated[Path | None, typer.Argument(help="Default: the same name, .onnx.")] = None,
+) -> None:
+    """Restore the ONNX file in a .penjing file, byte for byte."""
+    from penjing import container
+
+    target = target or source.with_suffix(".onnx")
+    _writable(target)
+    container.unpack(source, target)
+
+
+@app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(help="A .penjing file.")], as_json: Json = False
+) -> None:
+    """What a .penjing file holds, tensor by tensor."""
+    from penjing import container
+
+    contents = container.inspect(source)
+    if as_json:
+        _print_json(contents.to_dict())
+    else:
+        _print(_contents_table(contents))
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write a study as one self-contained HTML page."""
+    from penjing import report as pages
+
+    _writable(output)
+    pages.write(study, output)
+    Console(stderr=True).print(f"wrote {output}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
+        "penjing-demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Train a small CNN on handwritten digits and explore all techniques on it, in minutes."""
+    from penjing import demonstration
+
+    _writable(output / "study.json")
+    _print_study(demonstration.run(output), as_json)
+
+
+def main() -> None:
+    """Run the command line; what a user can put right is one sentence and exit code 2."""
+    try:
+        app()
+    except PenjingError as error:
+        Console(stderr=True, soft_wrap=True).print(f"penjing: {error}", markup=False, style="red")
+        sys.exit(2)
+
+
+def _model_and_task(
+    spec: str, weights: Path | None, data: str, root: Path | None, options: tuple[Any, ...]
+) -> tuple[nn.Module, Task]:
+    from penjing import models, tasks
+
+    preprocessing = _preprocessing(models.preprocessing(spec), *options)
+    task = tasks.load(data, preprocessing, root=root)
+    net = _model(spec, weights, task)
+    task.check(net)
+    return net, task
+
+
+def _model(spec: str, weights: Path | None, task: Task) -> nn.Module:
+    from penjing import models
+
+    channels = task.preprocessing.channels
+    return models.load(spec, weights=weights, num_classes=len(task.classes), channels=channels)
+
+
+def _preprocessing(
+    known: Preprocessing | None,
+    size: int | None,
+    resize: int | None,
+    mean: str | None,
+    std: str | None,
+    interpolation: str | None,
+) -> Preprocessing | None:
+    """The model's own preprocessing with the options given on the command line in its place."""
+    from penjing.tasks import Preprocessing
+
+    given = {
+        "size": size,
+        "resize": resize,
+        "mean": _floats(mean, "--mean"),
+        "std": _floats(std, "--std"),
+        "interpolation": interpolation,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return known
+    values = (known.model_dump() if known else {}) | given
+    missing = {"size", "mean", "std"} - values.keys()
+    if missing:
+        options = ", ".join("--image-size" if m == "size" else f"--{m}" for m in sorted(missing))
+        raise PenjingError(f"this model does not say how its input is prepared: give {options} too")
+    return Preprocessing(**values)
+
+
+def _floats(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise PenjingError(
+            f"{option} must be numbers with commas between, found {text!r}"
+        ) from error
+
+
+def _writable(path: Path) -> None:
+    """Fail before the work, not after it, when its result cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise PenjingError(
+            f"cannot write {path}: {error.strerror}; choose another place"
+        ) from error
+
+
+def _print_study(study: Study, as_json: bool) -> None:
+    from penjing import report as pages
+
+    if as_json:
+        _print_json(study.to_dict())
+    else:
+        _print(pages.table(study.to_dict()))
+        Console(stderr=True).print(f"report: {study.folder / 'report.html'}")
+    if study.best is None:
+        point, excess = study.nearest()
+        over = ", ".join(
+            f"{name} {found:.4g} > {limit:.4g}" for name, (found, limit) in excess.items()
+        )
+        raise PenjingError(
+            f"no point met the budget; the nearest is {point.name} ({over}): "
+            f"give it more --time or a wider budget, the frontier is in {study.folder}"
+        )
+
+
+def _contents_table(contents: Any) -> Any:
+    from rich.table import Table
+
+    table = Table("tensor", "type", "shape", "coder", title=str(contents.path))
+    for heading in ("bytes", "raw bytes", "bits/weight"):
+        table.add_column(heading, justify="right")
+    for tensor in contents.tensors:
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        figures = (
+            f"{tensor.coded_bytes:,}",
+            f"{tensor.raw_bytes:,}",
+            f"{tensor.bits_per_weight:.2f}",
+        )
+        table.add_row(tensor.name, tensor.dtype, shape, tensor.coder, *figures)
+    return table
+
+
+def _report(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(figures)
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        if isinstance(value, str | int | float | None):
+            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+            table.add_row(name.replace("_", " "), text)
+    _print(table)
+
+
+def _print(what: Any) -> None:
+    Console().print(what)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+if __name__ == "__main__":
+    main()

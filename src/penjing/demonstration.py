@@ -1,0 +1,64 @@
+"""``penjing demo``: the whole job on the handwritten digits that scikit-learn ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from penjing.exploration import Budget, Study, explore
+from penjing.tasks import Preprocessing, Task, from_arrays
+from penjing.training import TrainSettings, train
+
+BUDGET = Budget(size="20KB", drop="1%")
+TIME = "150s"
+
+
+class DigitsNet(nn.Sequential):
+    """A small CNN for 8×8 grey digits (about 83 thousand parameters): ``[N, 1, 8, 8]`` to 10 classes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *_block(1, 32),
+            *_block(32, 64),
+            nn.MaxPool2d(2),
+            *_block(64, 96),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(96, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+
+
+def digits() -> Task:
+    """The 1,797 digits of scikit-learn, 8×8 grey, as a task."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images[..., None] * (255 / 16)).astype(np.uint8)
+    preprocessing = Preprocessing(size=8, channels=1, resize=None, mean=(0.3,), std=(0.38,))
+    return from_arrays(images, data.target, preprocessing=preprocessing)
+
+
+def run(folder: Path) -> Study:
+    """Train the net (seconds), then explore; a demo that was stopped goes on in ``folder``."""
+    torch.manual_seed(0)
+    console = Console(stderr=True)
+    task, model = digits(), DigitsNet()
+    console.print("training a small CNN on scikit-learn's handwritten digits")
+    settings = TrainSettings(epochs=20, batch_size=64, optimizer="adamw", lr=2e-3)
+    train(model, task, settings, checkpoint=folder / "training", progress=True)
+    name, data = "digits CNN", "scikit-learn digits"
+    return explore(model, task, BUDGET, folder=folder, time=TIME, name=name, data=data)
+
+
+def _block(inputs: int, outputs: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]

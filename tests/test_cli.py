@@ -1,0 +1,188 @@
+"""The command line as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def penjing(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "penjing.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One sentence on standard error that holds ``words``, exit code 2, nothing else."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    sentence = " ".join(result.stderr.split())
+    for word in words:
+        assert word in sentence
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of two kinds of stripes, 16×16 RGB."""
+    root = tmp_path_factory.mktemp("stripes")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 20)):
+        for axis, kind in enumerate(("across", "down")):
+            target = root / part / kind
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 100, (16, 16, 3)).astype(np.uint8)
+                pixels.swapaxes(0, axis)[::4] += 150
+                Image.fromarray(pixels).save(target / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A user's own model file."""
+    file = tmp_path_factory.mktemp("models") / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def net(num_classes=2):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),\n"
+        "        nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),\n"
+        "        nn.Flatten(), nn.Linear(16, num_classes))\n"
+    )
+    return f"{file}:net"
+
+
+INPUT = ("--image-size", "16", "--mean", "0.4,0.4,0.4", "--std", "0.3,0.3,0.3")
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path, factory: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("weights") / "net.safetensors"
+    options = ("--epochs", "8", "--batch-size", "16", "--lr", "0.05", "--json")
+    result = penjing("train", factory, "--data", folder, *INPUT, *options, "-o", target)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["test_score"] > 0.9
+    return target
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom penjing import cli\n"
+        "from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'optuna', 'plotly', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_profile_prints_one_json_document() -> None:
+    result = penjing("profile", "torchvision:alexnet", "penjing:lenet5", "--json")
+    assert result.returncode == 0, result.stderr
+    alexnet, lenet = json.loads(result.stdout)
+    assert (alexnet["params"], lenet["params"]) == (61_100_840, 431_080)
+
+
+def test_compress_pack_unpack_bench(
+    folder: Path, factory: str, weights: Path, tmp_path: Path
+) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "int8.yaml"
+    source = ("--weights", weights, "--data", folder, *INPUT)
+    result = penjing(
+        "compress", factory, *source, "--recipe", recipe, "-o", tmp_path / "out", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    card = json.loads(result.stdout)
+    assert card["onnx_bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size
+    assert card["packed_bytes"] == (tmp_path / "out" / "model.penjing").stat().st_size
+
+    result = penjing("unpack", tmp_path / "out" / "model.penjing", tmp_path / "again.onnx")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out/model.onnx").read_bytes()
+
+    result = penjing("bench", tmp_path / "again.onnx", "--runs", 20, "--json")
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    assert 0 < row["latency_p10_ms"] <= row["latency_ms"] <= row["latency_p90_ms"]
+
+
+def test_explore_leaves_a_whole_study_and_goes_on(
+    folder: Path, factory: str, weights: Path, tmp_path: Path
+) -> None:
+    command = ("explore", factory, "--weights", weights, "--data", folder, *INPUT)
+    result = penjing(*command, "--max-drop", "30%", "--time", "40s", "-o", tmp_path, "--json")
+    assert result.returncode == 0, result.stderr
+    study = json.loads(result.stdout)
+    assert study == json.loads((tmp_path / "frontier.json").read_text())
+    assert {"model.onnx", "model.penjing", "card.json"} <= {
+        file.name for file in (tmp_path / "best").iterdir()
+    }
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    by_name = {point["name"]: point for point in study["points"]}
+    for name in study["frontier"]:
+        assert by_name[name]["test_score"] is not None
+        artifact = tmp_path / by_name[name]["folder"]
+        assert (artifact / "model.penjing").stat().st_size == by_name[name]["packed_bytes"]
+    count = len(study["points"])
+    again = json.loads(
+        penjing(*command, "--max-drop", "30%", "--time", "41s", "-o", tmp_path, "--json").stdout
+    )
+    assert len(again["points"]) >= count
+    assert again["elapsed_s"] >= study["elapsed_s"]
+
+
+def test_a_budget_that_nothing_meets_leaves_the_frontier(
+    folder: Path, factory: str, weights: Path, tmp_path: Path
+) -> None:
+    command = ("explore", factory, "--weights", weights, "--data", folder, *INPUT)
+    result = penjing(*command, "--max-size", "100B", "--time", "15s", "-o", tmp_path)
+    assert result.returncode == 2
+    assert "no point met the budget; the nearest is" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "frontier.json").read_text())["best"] is None
+
+
+def test_bad_input_is_one_sentence(
+    folder: Path, factory: str, weights: Path, tmp_path: Path
+) -> None:
+    out = ("-o", tmp_path / "out")
+    explore = ("explore", factory, "--data")
+    refused(penjing(*explore, tmp_path / "nowhere", *INPUT, *out), "nowhere")
+    refused(penjing(*explore, folder, *INPUT, "--max-size", "huge", *out), "huge", "size")
+    refused(penjing(*explore, folder, "--mean", "a", *out), "--mean")
+    refused(penjing("explore", "torchvision:resnet19", "--data", folder, *out), "resnet18")
+    refused(penjing("explore", "nonsense", "--data", folder, *out), "nonsense", "torchvision:")
+    wrong = ("--weights", weights, "--data", folder, *INPUT)
+    refused(penjing("explore", "penjing:resnet20_cifar", *wrong, *out), "weight")
+    (tmp_path / "file").write_text("not a folder")
+    refused(penjing(*explore, folder, *INPUT, "-o", tmp_path / "file"), "cannot write", "file")
+    (tmp_path / "broken.penjing").write_bytes(b"PENJING broken")
+    refused(penjing("unpack", tmp_path / "broken.penjing"), "broken.penjing")
+    refused(penjing("bench", tmp_path / "none.onnx"), "none.onnx")
+    refused(penjing("report", tmp_path), "frontier.json")
+
+
+def test_bad_images_are_named(folder: Path, factory: str, tmp_path: Path) -> None:
+    for kind in ("across", "down"):
+        (tmp_path / "data" / "train" / kind).mkdir(parents=True)
+    out = ("-o", tmp_path / "out", *INPUT)
+    source = next((folder / "train" / "across").iterdir())
+    (tmp_path / "data/train/across/good.png").write_bytes(source.read_bytes())
+    refused(penjing("explore", factory, "--data", tmp_path / "data", *out), "down")
+    (tmp_path / "data/train/down/torn.png").write_bytes(source.read_bytes()[:60])
+    refused(penjing("explore", factory, "--data", tmp_path / "data", *out), "torn.png")
+
+
+def test_a_model_with_another_number_of_classes_is_refused(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "five.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 5))\n"
+    )
+    result = penjing("explore", f"{file}:net", "--data", folder, *INPUT, "-o", tmp_path / "out")
+    refused(result, "5", "2")
