@@ -134,6 +134,14 @@ def test_both_techniques_of_a_pair_last(
         assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
 
 
+def test_one_bit_after_pruning_is_refused_before_any_work(model: nn.Module, task: Task) -> None:
+    stages = [
+        {"techniques": [{"prune_weights": {"sparsity": 0.5}}, {"quantize": {"weight_bits": 1}}]}
+    ]
+    with pytest.raises(PenjingError, match="has no zero; use weight_bits: 2"):
+        compress(model, task, Recipe.model_validate({"stages": stages}))
+
+
 def test_yaml_round_trip(tmp_path: Path) -> None:
     steps = pair("prune_channels", "quantize", train=True)
     steps.save(tmp_path / "steps.yaml")

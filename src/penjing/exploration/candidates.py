@@ -135,10 +135,10 @@ def ladder() -> list[Candidate]:
 def seeds(epochs: float) -> list[Candidate]:
     """Trained combinations from moderate to strong, which experience says are worth a try."""
     settings = [
-        {"sparsity": 0.5, "weights": "int4", "integers": True},
         {"channels": 0.35, "sparsity": 0.5, "weights": "int4", "integers": True},
-        {"sparsity": 0.9, "weights": "int8", "integers": True},
         {"channels": 0.65, "sparsity": 0.8, "weights": "int4", "integers": True},
+        {"sparsity": 0.5, "weights": "int4", "integers": True},
+        {"sparsity": 0.9, "weights": "int4", "integers": True},
         {"channels": 0.5, "weights": "int8", "integers": True},
         {"channels": 0.8, "sparsity": 0.9, "weights": "int4", "integers": True},
         {"ranks": 0.5, "sparsity": 0.7, "weights": "int4", "integers": True},

@@ -3,7 +3,8 @@
 1. the original, exported and measured;
 2. the ladder: single techniques and combinations after training, seconds each;
 3. trained combinations: those of the ladder that promise most, seeds from experience, then what a
-   multi-objective sampler (TPE of optuna) proposes from what has been measured;
+   multi-objective sampler (TPE of optuna) proposes from what has been measured. Each is first
+   built without training, which tells its bytes and milliseconds: too large or slow, it is dropped;
 4. a longer training for the best few.
 
 Each step is cut to the time that is left. A killed run goes on where it was.
@@ -33,10 +34,11 @@ from penjing.recipe import Recipe, compress
 from penjing.tasks import Task
 from penjing.training import seconds_per_epoch
 
-TRAINED_UNTIL = 0.6  # of the time: quick trainings
+TRAINED_UNTIL = 0.55  # of the time: quick trainings
 POLISHED_UNTIL = 0.95  # of the time: long trainings; the rest reads the test part
-QUICK_TRAININGS = 12  # how many the time between should hold
+QUICK_TRAININGS = 8  # how many the time between should hold
 POLISH = 3.0  # a long training has so many times the epochs of a quick one
+SLACK = 1.1  # training may still shrink a file or a latency by a tenth
 LONGEST_QUICK_EPOCHS = 6.0
 
 
@@ -150,7 +152,7 @@ class _Search:
             yield longer
 
     def quick_epochs(self) -> float:
-        """Epochs such that a dozen trainings fit in the time given to them; the same in every run."""
+        """Epochs such that eight trainings fit in the time given to them; the same in every run."""
         known = self.study.about.get("quick_epochs")
         if known is None:
             self.say("timing the training")
@@ -168,10 +170,13 @@ class _Search:
         hopeful = [
             point
             for point in self.study.points.values()
-            if point.candidate and not point.trained and allowed < point.drop < baseline.score / 2
+            if point.candidate
+            and not point.trained
+            and allowed < point.drop < baseline.score / 2
+            and not self.too_costly(point)
         ]
         hopeful.sort(key=lambda point: point.packed_bytes * self.study.speed(point))
-        chosen = hopeful[:3]
+        chosen = hopeful[:2]
         return [Candidate(**{**point.candidate, "epochs": epochs}) for point in chosen]
 
     def propose(self, epochs: float) -> Candidate:
@@ -204,7 +209,7 @@ class _Search:
             return point.packed_bytes * self.study.speed(point) * (1 + excess) ** 2
 
         for point in sorted(self.study.points.values(), key=cost):
-            if not point.trained or point.candidate["epochs"] != epochs:
+            if not point.trained or point.candidate["epochs"] != epochs or self.too_costly(point):
                 continue
             candidate = Candidate(**{**point.candidate, "epochs": round(epochs * POLISH, 3)})
             if not self.tried(candidate) and point.seconds * POLISH <= left:
@@ -217,6 +222,9 @@ class _Search:
     def trial(self, candidate: Candidate) -> None:
         """Run one candidate's recipe, build its artifact, measure it, keep it."""
         if self.tried(candidate) or not is_sensible(candidate):
+            return
+        if candidate.epochs and (reason := self.dropped(candidate)):
+            self.study.failures[candidate.name] = reason
             return
         self.say(candidate.name)
         try:
@@ -231,6 +239,22 @@ class _Search:
                 f"{point.name}: {point.packed_bytes / 1000:.1f} KB, {point.latency_ms:.3f} ms, "
                 f"drop {point.drop:.2%}"
             )
+
+    def dropped(self, candidate: Candidate) -> str | None:
+        """Why ``candidate`` is not worth training: what it costs is known without."""
+        untrained = candidate.model_copy(update={"epochs": 0.0})
+        self.trial(untrained)
+        point = self.study.points.get(untrained.name)
+        over = self.too_costly(point) if point else {}
+        found = ", ".join(
+            f"{name} {found:.4g} > {most:.4g}" for name, (found, most) in over.items()
+        )
+        return f"not trained, because it is over the budget without: {found}" if over else None
+
+    def too_costly(self, point: Point) -> dict[str, tuple[float, float]]:
+        """The limits of size and latency that ``point`` exceeds by more than training may save."""
+        size, latency = point.packed_bytes / SLACK, point.latency_ms / SLACK
+        return self.study.budget.excess(size, latency, drop=0.0)
 
     def realize(self, candidate: Candidate) -> Point:
         recipe, start = candidate.recipe(), clock.monotonic()
