@@ -1,0 +1,9 @@
+"""The .penjing file: an ONNX model with entropy-coded weights, back bit for bit.
+
+It needs NumPy and constriction only, so that a device unpacks without PyTorch or onnx.
+"""
+
+from penjing.container.contents import Contents, PackedTensor, inspect
+from penjing.container.packing import pack, unpack
+
+__all__ = ["Contents", "PackedTensor", "inspect", "pack", "unpack"]

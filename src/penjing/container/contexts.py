@@ -1,0 +1,267 @@
+"""What to expect of each weight, from the weights already coded.
+
+A plane is seen as rows x channels x positions: output channels, input channels and kernel positions
+of a convolution. It is coded in blocks: of a group of rows, one kernel position (or every eighth
+channel) at a time. Three things are estimated for each value of a block before it is coded:
+
+- its *expected value*, by least squares from the values at other positions of its kernel, because
+  trained kernels are smooth. The coefficients come from the rows already coded;
+- the *magnitude* of its difference from that, from the mean of such magnitudes in its row, channel,
+  column and kernel;
+- from both, its *context*: the class of the magnitude in half octaves, and the level of the
+  expected value in parts of that magnitude.
+
+Planes of few different values are coded as they are, in the context. In smooth planes the
+difference from the expected value is coded, and the level is not used.
+
+Everything here is integer arithmetic, or single IEEE operations on float64 (no exp, log or sums
+whose order may change), so that encoder and decoder agree on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+Shape = tuple[int, int, int]
+"""Rows, channels, positions."""
+
+CLASSES = 32
+LOWEST = -14
+"""Class 0 is a mean magnitude of 2 ** (LOWEST / 2)."""
+LEVELS = 8
+LEVEL_CENTRES = (0.0, 0.07, 0.15, 0.25, 0.38, 0.55, 0.85, 1.2)
+"""Expected value of each level, in mean magnitudes of its class."""
+
+_LEVEL_EDGES = (0.04, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0)
+_MOST_POSITIONS = 64
+"""Larger kernels count as channels: a block for each position would be too small."""
+_BLOCK = 1 << 18
+"""Symbols of a block at most."""
+_NEIGHBOURS = 8
+"""Kernel positions that an expected value is computed from, the nearest ones."""
+_RIDGE = 1024
+"""The least squares are regularized by this part of the position's second moment."""
+_UNIT = 64
+"""Coefficients and expected values are multiples of 1 / _UNIT."""
+_LOG_TABLE = np.array([round(16 * math.log2(i / 256)) for i in range(256, 512)], dtype=np.int64)
+
+
+def class_magnitude(of_class: int) -> float:
+    """The mean magnitude in the middle of a class."""
+    octaves, half = divmod(of_class + LOWEST, 2)
+    return math.ldexp(math.sqrt(2) if half else 1.0, octaves)
+
+
+_THRESHOLDS = np.array(
+    [[edge * class_magnitude(k) * _UNIT for k in range(CLASSES)] for edge in _LEVEL_EDGES]
+)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of a plane: symbols minus their centre, from ``low`` to ``high``.
+
+    ``smooth`` planes hold finely rounded numbers: they are coded as differences from the expected
+    value, and their histograms are spread while they are young.
+    """
+
+    low: int
+    high: int
+    smooth: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """How the values of a block are coded: as ``signs * (value - offsets)`` in ``contexts``.
+
+    A sign of -1 says that a negative value is expected, so that both directions share a histogram.
+    ``expected`` is in units of 1 / 64. Arrays of [rows, columns of the block], or [1, 1].
+    """
+
+    contexts: np.ndarray
+    signs: np.ndarray
+    offsets: np.ndarray
+    expected: np.ndarray
+
+
+class Contexts:
+    """Follows the coding of one plane of values.
+
+    For each of ``blocks`` in turn: ``of`` says how to code it, ``learn`` takes what it was.
+    """
+
+    def __init__(self, shape: Shape, values: Values) -> None:
+        self.values = values
+        self.rows, self.channels, self.positions = shape
+        if self.positions > _MOST_POSITIONS:
+            self.channels, self.positions = self.channels * self.positions, 1
+        self.columns = self.channels * self.positions
+        self.column_sum = np.zeros(self.columns)
+        self.column_seen = np.zeros(self.columns)
+        self.channel_sum = np.zeros(self.channels)
+        self.channel_seen = 0.0
+        self.total, self.number = 2.0 * _UNIT, 4.0
+        self.kernels = Kernels(self.positions)
+        self.predicted = self.positions > 1
+        self.mirrored = self.predicted and not values.smooth and values.low < 0 < values.high
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Row groups that grow, and in each the kernel positions (or the eighths of a row)."""
+        phases = self.positions if self.positions > 1 else self._strides()
+        width = -(-self.columns // phases)
+        group = max(1, -(-256 // width))
+        largest = max(group, min(self.rows // 8, _BLOCK // width))
+        start = 0
+        while start < self.rows:
+            rows = slice(start, min(self.rows, start + group))
+            self._new_rows(rows.stop - rows.start)
+            for phase in range(phases):
+                yield rows, slice(phase, self.columns, phases)
+            start, group = rows.stop, min(max(group + 1, group * 8 // 5), largest)
+
+    def _strides(self) -> int:
+        return max(min(8, self.channels // 4), -(-self.channels // _BLOCK), 1)
+
+    def _new_rows(self, rows: int) -> None:
+        self.row_sum = np.zeros((rows, 1))
+        self.row_seen = 0.0
+        self.kernel_sum = np.zeros((rows, self.channels))
+        self.kernel_seen = 0.0
+        self.kernels.new_rows(rows, self.channels)
+
+    def of(self, columns: slice) -> Block:
+        """How to code the block at ``columns`` of the current rows."""
+        contexts = self._classes(columns) * np.uint16(LEVELS)
+        none = np.zeros((1, 1), np.int32)
+        if not self.predicted:
+            return Block(contexts, none + 1, none, none)
+        expected = self.kernels.expect(columns.start)
+        if self.values.smooth:
+            nearest = np.clip((expected + _UNIT // 2) // _UNIT, self.values.low, self.values.high)
+            return Block(contexts, none + 1, nearest.astype(np.int32), expected)
+        signs = np.where(self.mirrored & (expected < 0), -1, 1).astype(np.int32)
+        return Block(contexts + self._levels(contexts, np.abs(expected)), signs, none, expected)
+
+    def coded_range(self) -> tuple[int, int]:
+        """The least and the largest number that ``signs * (value - offsets)`` can be."""
+        low, high = self.values.low, self.values.high
+        if self.predicted and self.values.smooth:
+            return low - high, high - low
+        return (min(low, -high), max(high, -low)) if self.mirrored else (low, high)
+
+    def _levels(self, contexts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        levels = np.zeros(sizes.shape, np.uint16)
+        for edges in _THRESHOLDS:
+            levels += sizes > edges[contexts // LEVELS]
+        return levels
+
+    def _classes(self, columns: slice) -> np.ndarray:
+        mean = self.total / self.number
+        level = 8 * _log(np.array([[mean / _UNIT]]))
+        level = level + 7 * _log(_ratio(self.row_sum, self.row_seen, mean, 4))
+        if self.positions == 1:
+            column = _ratio(self.column_sum[columns], self.column_seen[columns], mean, 4)
+            level = level + 6 * _log(column)[None]
+        else:
+            level = level + self._kernel_level(columns, mean)
+        classes = np.clip(((level + 32) >> 6) - LOWEST, 0, CLASSES - 1)
+        return np.broadcast_to(classes, (len(self.row_sum), classes.shape[1])).astype(np.uint16)
+
+    def _kernel_level(self, columns: slice, mean: float) -> np.ndarray:
+        channel = _ratio(self.channel_sum, self.channel_seen, mean, 4)
+        column = _ratio(self.column_sum[columns], self.column_seen[columns], mean * channel, 4)
+        kernel = _ratio(self.kernel_sum, self.kernel_seen, mean, 2)
+        return 6 * _log(channel)[None] + 3 * _log(column)[None] + 4 * _log(kernel)
+
+    def learn(self, columns: slice, values: np.ndarray, block: Block) -> None:
+        """The block at ``columns`` of the current rows had these ``values`` (int32)."""
+        magnitudes = np.abs(_UNIT * values - block.expected)
+        by_column = magnitudes.sum(axis=0)
+        self.row_sum += magnitudes.sum(axis=1, keepdims=True)
+        self.row_seen += magnitudes.shape[1]
+        self.column_sum[columns] += by_column
+        self.column_seen[columns] += magnitudes.shape[0]
+        self.total += float(by_column.sum())
+        self.number += magnitudes.size
+        if self.positions > 1:
+            self.channel_sum += by_column
+            self.channel_seen += magnitudes.shape[0]
+            self.kernel_sum += magnitudes
+            self.kernel_seen += 1
+            self.kernels.learn(columns.start, values)
+
+
+class Kernels:
+    """Expects the value at a kernel position from those at earlier positions of the kernel."""
+
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
+        side = math.isqrt(positions)
+        self.side = side if side * side == positions else positions
+        self.moments = np.zeros((positions, positions))
+        self.values = np.zeros((positions, 0, 0), np.int32)
+
+    def new_rows(self, rows: int, channels: int) -> None:
+        """Learn from the rows before, and start ``rows`` new ones."""
+        if self.positions > 1:
+            flat = self.values.reshape(self.positions, -1).astype(np.float64)
+            self.moments += flat @ flat.T  # integers below 2 ** 53: exact in any order
+            self.values = np.zeros((self.positions, rows, channels), np.int32)
+
+    def learn(self, position: int, values: np.ndarray) -> None:
+        self.values[position] = values
+
+    def expect(self, position: int) -> np.ndarray:
+        """int64 [rows, channels]: expected values in units of 1 / 64."""
+        expected = np.zeros(self.values.shape[1:], np.int64)
+        for other, weight in self._weights(position):
+            expected += weight * self.values[other].astype(np.int64)
+        return expected
+
+    def _weights(self, position: int) -> list[tuple[int, int]]:
+        if not self.moments[position, position]:
+            return []
+        near = sorted(range(position), key=lambda other: (self._distance(position, other), other))
+        near = near[:_NEIGHBOURS]
+        ridge = float(self.moments[position, position]) / _RIDGE
+        matrix = [[float(self.moments[i, j]) + ridge * (i == j) for j in near] for i in near]
+        weights = _solve(matrix, [float(self.moments[i, position]) for i in near])
+        return [(other, round(_UNIT * weight)) for other, weight in zip(near, weights, strict=True)]
+
+    def _distance(self, position: int, other: int) -> int:
+        rows = position // self.side - other // self.side
+        columns = position % self.side - other % self.side
+        return rows * rows + columns * columns
+
+
+def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Solve a positive definite system; in Python, so that no library changes the order of sums."""
+    size = len(right)
+    for pivot in range(size):
+        for row in range(pivot + 1, size):
+            factor = matrix[row][pivot] / matrix[pivot][pivot]
+            for column in range(pivot, size):
+                matrix[row][column] -= factor * matrix[pivot][column]
+            right[row] -= factor * right[pivot]
+    for row in reversed(range(size)):
+        for column in range(row + 1, size):
+            right[row] -= matrix[row][column] * right[column]
+        right[row] /= matrix[row][row]
+    return right
+
+
+def _ratio(
+    total: np.ndarray, number: np.ndarray | float, mean: np.ndarray | float, weight: int
+) -> np.ndarray:
+    """A local mean over ``mean``, drawn towards 1 by ``weight`` symbols of magnitude ``mean``."""
+    return (total + weight * mean) / ((number + weight) * mean)
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    """Sixteenths of an octave, as int64: equal on every machine, unlike log2."""
+    mantissa, exponent = np.frexp(values)
+    return _LOG_TABLE[(mantissa * 512).astype(np.int64) - 256] + 16 * (exponent.astype(np.int64))

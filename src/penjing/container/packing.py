@@ -1,0 +1,75 @@
+"""``pack`` and ``unpack``: files in, files out."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from penjing.container import format
+from penjing.container.damage import DamageError
+from penjing.container.streams import Coder
+from penjing.errors import PenjingError
+
+
+def pack(source: Path | str, target: Path | str, coder: Coder = "arithmetic") -> int:
+    """Write the ONNX file ``source`` to ``target`` in the .penjing format.
+
+    ``coder`` is the entropy coder of the weights: ``arithmetic`` gives the smaller file,
+    ``huffman`` the classic code of Deep Compression (Han et al., 2016). The file is never larger
+    than ``xz -9`` of ``source``. Returns the bytes written.
+
+    Raises:
+        PenjingError: ``source`` cannot be read, is no ONNX model, or keeps weights in other files.
+    """
+    if coder not in ("arithmetic", "huffman"):
+        raise PenjingError(f"coder must be 'arithmetic' or 'huffman', not {coder!r}")
+    data = read(source)
+    try:
+        packed = format.encode(data, coder)
+    except DamageError as problem:
+        raise PenjingError(f"{source} cannot be packed as an ONNX model: {problem}") from problem
+    _write(Path(target), packed)
+    return len(packed)
+
+
+def unpack(source: Path | str, target: Path | str) -> None:
+    """Write the ONNX file that was packed in ``source`` to ``target``, bit for bit.
+
+    Raises:
+        PenjingError: ``source`` cannot be read or is damaged; ``target`` is then not touched.
+    """
+    data = read(source)
+    try:
+        model = _decode(data)
+    except DamageError as problem:
+        raise PenjingError(
+            f"{source} cannot be unpacked: {problem}; copy it again or pack the model again"
+        ) from problem
+    _write(Path(target), model)
+
+
+def read(source: Path | str) -> bytes:
+    """The bytes of ``source``; raises PenjingError with the system's reason if it has none."""
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise PenjingError(f"{source} cannot be read: {error.strerror}") from error
+
+
+def _decode(data: bytes) -> bytes:
+    container = format.decode(data)
+    model = container.model()
+    if not container.matches(model):
+        raise DamageError("what it holds does not fit its checksum")
+    return model
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Write ``data`` so that ``target`` is never seen half written."""
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise PenjingError(f"{target} cannot be written: {error.strerror}") from error

@@ -1,0 +1,292 @@
+"""How the bytes of a tensor become planes of byte symbols that an entropy coder can model.
+
+Each *view* is a pair of functions: ``split`` gives the planes, or None where the view does not suit
+the tensor; ``join`` asks for the planes in the same order and gives the bytes back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from penjing.container.contexts import Shape
+from penjing.container.damage import DamageError
+
+
+@dataclass(frozen=True)
+class ElementType:
+    """An ONNX element type: its name and bits, and whether its integers have a sign."""
+
+    name: str
+    bits: int
+    signed: bool = False
+
+
+_MOST_DIMS = 16
+_UNKNOWN = ElementType("bytes", 8)
+_TYPES = {
+    1: ElementType("float32", 32),
+    2: ElementType("uint8", 8),
+    3: ElementType("int8", 8, signed=True),
+    4: ElementType("uint16", 16),
+    5: ElementType("int16", 16, signed=True),
+    6: ElementType("int32", 32, signed=True),
+    7: ElementType("int64", 64, signed=True),
+    9: ElementType("bool", 8),
+    10: ElementType("float16", 16),
+    11: ElementType("float64", 64),
+    12: ElementType("uint32", 32),
+    13: ElementType("uint64", 64),
+    14: ElementType("complex64", 32),
+    15: ElementType("complex128", 64),
+    16: ElementType("bfloat16", 16),
+    17: ElementType("float8e4m3fn", 8),
+    18: ElementType("float8e4m3fnuz", 8),
+    19: ElementType("float8e5m2", 8),
+    20: ElementType("float8e5m2fnuz", 8),
+    21: ElementType("uint4", 4),
+    22: ElementType("int4", 4, signed=True),
+    23: ElementType("float4e2m1", 4),
+    24: ElementType("float8e8m0", 8),
+    25: ElementType("uint2", 2),
+    26: ElementType("int2", 2, signed=True),
+}
+"""By number, as in ``TensorProto.DataType``; complex numbers count as pairs of their parts."""
+
+
+def element_type(data_type: int) -> ElementType:
+    """The element type of ONNX's number ``data_type``; plain bytes for an unknown one."""
+    return _TYPES.get(data_type, _UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a stream codes: ``size`` bytes of elements of one type, shaped ``dims``."""
+
+    type: ElementType
+    dims: tuple[int, ...]
+    size: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element, at least 1."""
+        return max(1, self.type.bits // 8)
+
+    def shape(self, number: int) -> Shape:
+        """``dims`` as rows, channels and positions, if they are ``number`` symbols."""
+        dims = list(self.dims[:_MOST_DIMS])
+        while len(dims) > 1 and dims[0] == 1:
+            del dims[0]
+        if not dims or math.prod(dims) != number:
+            return _flat(number)
+        return dims[0], math.prod(dims[1:2]), math.prod(dims[2:])
+
+
+WHOLE = "whole"
+"""The kind of a plane of bytes without a model: stored or compressed by LZMA."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """uint8 symbols in ``shape``; planes of one ``kind`` in a file share what was learned."""
+
+    symbols: np.ndarray
+    shape: Shape
+    kind: str
+    centre: int
+
+
+Read = Callable[[Shape, str], np.ndarray]
+"""Gives the next plane's symbols (flat uint8) for its shape and kind."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to see a tensor as planes."""
+
+    name: str
+    split: Callable[[np.ndarray, Content], list[Plane] | None]
+    join: Callable[[Content, Read], np.ndarray]
+
+
+def _flat(number: int) -> Shape:
+    return number, 1, 1
+
+
+def _whole(data: np.ndarray) -> Plane:
+    return Plane(data, _flat(len(data)), WHOLE, 0)
+
+
+def _mode(symbols: np.ndarray) -> int:
+    return int(np.bincount(symbols, minlength=1).argmax())
+
+
+# Whole bytes as they are.
+
+
+def _split_raw(raw: np.ndarray, content: Content) -> list[Plane]:
+    return [_whole(raw)]
+
+
+def _join_raw(content: Content, read: Read) -> np.ndarray:
+    return read(_flat(content.size), WHOLE)
+
+
+# Integers of at most 8 bits, one a symbol, in the order of their values.
+
+
+def _split_integers(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    bits = content.type.bits
+    if bits > 8:
+        return None
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    symbols = ((raw[:, None] >> shifts) & (2**bits - 1)).astype(np.uint8).ravel()
+    symbols ^= _sign(content)
+    shape = content.shape(len(symbols))
+    return [Plane(symbols, shape, "integers", _integer_centre(symbols, content))]
+
+
+def _join_integers(content: Content, read: Read) -> np.ndarray:
+    bits = content.type.bits
+    number = content.size * (8 // bits)
+    symbols = read(content.shape(number), "integers") ^ _sign(content)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(symbols.reshape(-1, len(shifts)) << shifts, axis=1).astype(np.uint8)
+
+
+def _sign(content: Content) -> np.uint8:
+    """The bit to turn over so that two's complement sorts by value."""
+    return np.uint8(1 << (content.type.bits - 1) if content.type.signed else 0)
+
+
+def _integer_centre(symbols: np.ndarray, content: Content) -> int:
+    sign = int(_sign(content))
+    return sign if sign and symbols.min() <= sign <= symbols.max() else _mode(symbols)
+
+
+# Wider elements as one plane a byte. The sign is rotated to the low end, so that in floats of 32
+# bits and bfloat16 the exponent is a plane of its own.
+
+
+def _words(raw: np.ndarray, content: Content) -> np.ndarray | None:
+    if content.width == 1 or len(raw) % content.width:
+        return None
+    return raw.view(f"<u{content.width}")
+
+
+def _to_planes(words: np.ndarray, content: Content, shape: Shape, prefix: str) -> list[Plane]:
+    bits = words.dtype.type(content.type.bits - 1)
+    rotated = (words << words.dtype.type(1)) | (words >> bits)
+    columns = rotated.astype(rotated.dtype.newbyteorder("<")).view(np.uint8)
+    columns = columns.reshape(-1, content.width).T
+    return [
+        Plane(plane := np.ascontiguousarray(column), shape, f"{prefix}{index}", _mode(plane))
+        for index, column in enumerate(columns)
+    ]
+
+
+def _from_planes(content: Content, shape: Shape, prefix: str, read: Read) -> np.ndarray:
+    columns = [read(shape, f"{prefix}{index}") for index in range(content.width)]
+    rotated = np.stack(columns, axis=1).view(f"<u{content.width}").ravel()
+    bits = rotated.dtype.type(content.type.bits - 1)
+    return (rotated >> rotated.dtype.type(1)) | (rotated << bits)
+
+
+def _prefix(content: Content) -> str:
+    return f"{content.type.name}/"
+
+
+def _split_bytes(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    words = _words(raw, content)
+    if words is None:
+        return None
+    return _to_planes(words, content, content.shape(len(words)), _prefix(content))
+
+
+def _join_bytes(content: Content, read: Read) -> np.ndarray:
+    number = _number(content)
+    words = _from_planes(content, content.shape(number), _prefix(content), read)
+    return words.view(np.uint8)
+
+
+def _number(content: Content) -> int:
+    if content.width == 1 or content.size % content.width:
+        raise DamageError("a tensor is coded as another element type than its own")
+    return content.size // content.width
+
+
+# Wider elements with at most 256 distinct values: a table in rising order, and indices into it.
+
+
+def _split_codebook(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    words = _words(raw, content)
+    if words is None or len(np.unique(words[:4096])) > 256:
+        return None
+    table = np.unique(words)
+    if len(table) > 256:
+        return None
+    table = table[np.argsort(_as_numbers(table, content), kind="stable")]
+    order = np.argsort(table)
+    indices = order[np.searchsorted(table, words, sorter=order)].astype(np.uint8)
+    plane = Plane(indices, content.shape(len(words)), "integers", _codebook_centre(table, indices))
+    stored = table.view(np.uint8)
+    return [_whole(np.array([len(table) - 1], np.uint8)), _whole(stored), plane]
+
+
+def _join_codebook(content: Content, read: Read) -> np.ndarray:
+    number = _number(content)
+    distinct = int(read(_flat(1), WHOLE)[0]) + 1
+    table = read(_flat(distinct * content.width), WHOLE).view(f"<u{content.width}")
+    indices = read(content.shape(number), "integers")
+    if len(indices) and int(indices.max()) >= len(table):
+        raise DamageError("an index is outside the table of distinct values")
+    return table[indices].view(np.uint8)
+
+
+def _as_numbers(words: np.ndarray, content: Content) -> np.ndarray:
+    """Keys that sort bit patterns as the numbers they stand for: negative floats come reversed."""
+    sign = words.dtype.type(1 << (content.type.bits - 1))
+    if content.type.name.startswith("uint"):
+        return words
+    if content.type.signed:
+        return words ^ sign
+    return np.where(words & sign, ~words, words | sign)
+
+
+def _codebook_centre(table: np.ndarray, indices: np.ndarray) -> int:
+    zero = np.flatnonzero(table == 0)
+    return int(zero[0]) if len(zero) else _mode(indices)
+
+
+# Wider elements with many zeros: where they are, and the others' bytes.
+
+
+def _split_sparse(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    words = _words(raw, content)
+    if words is None or np.count_nonzero(words) > 0.95 * len(words):
+        return None
+    there = (words != 0).astype(np.uint8)
+    mask = Plane(there, content.shape(len(words)), "mask", 0)
+    others = words[there > 0]
+    return [mask, *_to_planes(others, content, _flat(len(others)), _prefix(content))]
+
+
+def _join_sparse(content: Content, read: Read) -> np.ndarray:
+    number = _number(content)
+    there = read(content.shape(number), "mask") > 0
+    words = np.zeros(number, f"<u{content.width}")
+    words[there] = _from_planes(content, _flat(int(there.sum())), _prefix(content), read)
+    return words.view(np.uint8)
+
+
+VIEWS = (
+    View("raw", _split_raw, _join_raw),
+    View("integers", _split_integers, _join_integers),
+    View("bytes", _split_bytes, _join_bytes),
+    View("codebook", _split_codebook, _join_codebook),
+    View("sparse", _split_sparse, _join_sparse),
+)
+"""In the order of their numbers in the file."""
