@@ -86,6 +86,8 @@ def test_profile_prints_one_json_document() -> None:
     assert result.returncode == 0, result.stderr
     alexnet, lenet = json.loads(result.stdout)
     assert (alexnet["params"], lenet["params"]) == (61_100_840, 431_080)
+    assert lenet["kinds"]["conv"]["params"] == 20 * 26 + 50 * 501
+    assert lenet["kinds"]["linear"]["macs"] == 800 * 500 + 500 * 10
 
 
 def test_compress_pack_unpack_bench(
@@ -104,6 +106,12 @@ def test_compress_pack_unpack_bench(
     result = penjing("unpack", tmp_path / "out" / "model.penjing", tmp_path / "again.onnx")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out/model.onnx").read_bytes()
+
+    packed = tmp_path / "out" / "model.penjing"
+    contents = json.loads(penjing("inspect", packed, "--json").stdout)
+    assert contents["total_bytes"] == packed.stat().st_size
+    assert contents["checksum_ok"]
+    assert f"{contents['total_bytes']:,} bytes" in penjing("inspect", packed).stdout
 
     result = penjing("bench", tmp_path / "again.onnx", "--runs", 20, "--json")
     assert result.returncode == 0, result.stderr

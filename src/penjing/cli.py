@@ -17,8 +17,10 @@ from rich.console import Console
 from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
+    from penjing.container import Contents
     from penjing.exploration import Study
     from penjing.tasks import Preprocessing, Task
 
@@ -257,6 +259,7 @@ def inspect(
     if as_json:
         _print_json(contents.to_dict())
     else:
+        typer.echo(f"{contents.total_bytes:,} bytes, of {contents.onnx_bytes:,} in ONNX: {source}")
         _print(_contents_table(contents))
 
 
@@ -387,20 +390,22 @@ def _print_study(study: Study, as_json: bool) -> None:
         )
 
 
-def _contents_table(contents: Any) -> Any:
+def _contents_table(contents: Contents) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("tensor", "type", "shape", "coder", title=str(contents.path))
+    table = Table("tensor", "type", "shape", "coder", box=SIMPLE_HEAD)
+    table.columns[0].overflow = "fold"
     for heading in ("bytes", "raw bytes", "bits/weight"):
         table.add_column(heading, justify="right")
     for tensor in contents.tensors:
         shape = "×".join(map(str, tensor.shape)) or "scalar"
-        figures = (
-            f"{tensor.coded_bytes:,}",
-            f"{tensor.raw_bytes:,}",
-            f"{tensor.bits_per_weight:.2f}",
-        )
+        coded = "–" if tensor.coded_bytes is None else f"{tensor.coded_bytes:,}"
+        bits = "–" if tensor.bits_per_weight is None else f"{tensor.bits_per_weight:.2f}"
+        figures = (coded, f"{tensor.raw_bytes:,}", bits)
         table.add_row(tensor.name, tensor.dtype, shape, tensor.coder, *figures)
+    table.add_section()
+    table.add_row("graph", "", "", "lzma", f"{contents.skeleton_bytes:,}", "", "")
     return table
 
 

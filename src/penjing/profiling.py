@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -79,9 +80,18 @@ class Profile:
     weight_bytes: int
     peak_activation_bytes: int
 
+    @property
+    def kinds(self) -> dict[str, dict[str, int]]:
+        """``params``, ``macs`` and ``weight_bytes`` of all layers of each kind."""
+        keys = ("params", "macs", "weight_bytes")
+        return {
+            kind: {k: sum(getattr(x, k) for x in self.layers if x.kind == kind) for k in keys}
+            for kind in get_args(Kind)
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"kinds": self.kinds}
 
 
 def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profile:
@@ -313,19 +323,24 @@ def _storage(tensor: Tensor) -> int:
 
 
 def table(profiles: Iterable[Profile]) -> Table:
-    """One line a model: parameters, MACs, weight bytes, peak activation bytes."""
-    summary = Table("model", "params", "MACs", "weights", "peak activations")
+    """For each model its parameters, MACs, weights and peak activations, in total and by kind."""
+    summary = Table("model", "params", "MACs, M", "weights, KB", "activations, KB", box=SIMPLE_HEAD)
+    summary.columns[0].overflow = "fold"
     for column in summary.columns[1:]:
         column.justify = "right"
     for p in profiles:
-        numbers = (p.params, p.macs, p.weight_bytes, p.peak_activation_bytes)
-        summary.add_row(p.name, *_readable(*numbers))
+        total = (p.params, p.macs, p.weight_bytes, p.peak_activation_bytes)
+        summary.add_row(p.name, *_readable(*total))
+        for kind, sums in p.kinds.items():
+            summary.add_row(f"  {kind}", *_readable(*sums.values()), style="dim")
     return summary
 
 
 def layer_table(profile: Profile) -> Table:
     """One line a layer, and the total, whose activations are the peak."""
-    detail = Table("layer", "kind", "output", "params", "MACs", "weights", "activations")
+    columns = ("layer", "kind", "output", "params", "MACs, M", "weights, KB", "activations, KB")
+    detail = Table(*columns, box=SIMPLE_HEAD)
+    detail.columns[0].overflow = "fold"
     for column in detail.columns[3:]:
         column.justify = "right"
     for layer in profile.layers:
@@ -338,12 +353,14 @@ def layer_table(profile: Profile) -> Table:
     return detail
 
 
-def _readable(params: int, macs: int, weight_bytes: int, activation_bytes: int) -> Sequence[str]:
+def _readable(
+    params: int, macs: int, weight_bytes: int, activation_bytes: int | None = None
+) -> Sequence[str]:
     return (
         f"{params:,}",
-        f"{macs / 1e6:,.2f} M",
-        f"{weight_bytes / 1e3:,.1f} kB",
-        f"{activation_bytes / 1e3:,.1f} kB",
+        f"{macs / 1e6:,.2f}",
+        f"{weight_bytes / 1e3:,.1f}",
+        "" if activation_bytes is None else f"{activation_bytes / 1e3:,.1f}",
     )
 
 

@@ -153,15 +153,21 @@ def compress(
 
 def stage_keys(model: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module) -> list[str]:
     """For each stage, the hash of what its result depends on."""
-    digest = hashlib.sha256(task.fingerprint.encode())
-    for net in (model, teacher):
-        for name, value in net.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    digest = identity(task, model, teacher)
     keys = []
     for stage in recipe.stages:
         digest.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
         keys.append(digest.hexdigest()[:16])
     return keys
+
+
+def identity(task: Task, *models: nn.Module) -> hashlib._Hash:
+    """A SHA-256 over the task's data and the models' weights, to which more may be added."""
+    digest = hashlib.sha256(task.fingerprint.encode())
+    for model in models:
+        for name, value in model.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest
 
 
 def _latest(model: nn.Module, keys: list[str], cache: Path | None) -> tuple[int, nn.Module]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from penjing.exploration import Budget, explore
+from penjing.exploration.candidates import Candidate
 from penjing.tasks import Task, from_arrays
 from penjing.training import TrainSettings, train
 
@@ -61,7 +62,8 @@ def trained() -> tuple[nn.Module, Task]:
 def test_combinations_are_found_and_every_point_is_a_real_file(
     trained: tuple[nn.Module, Task], tmp_path: Path
 ) -> None:
-    study = explore(*trained, Budget(drop=0.05), folder=tmp_path, time=60, progress=False)
+    budget = Budget(drop=0.05, size=6000)
+    study = explore(*trained, budget, folder=tmp_path, time=60, progress=False)
     assert any(
         len(point.recipe["stages"]) > 1 for point in study.points.values() if point.candidate
     )
@@ -72,7 +74,11 @@ def test_combinations_are_found_and_every_point_is_a_real_file(
         assert (folder / "model.penjing").stat().st_size == point.packed_bytes
         assert point.drop == pytest.approx(study.baseline.score - point.score)
     assert study.best is not None
-    assert study.best.point.packed_bytes < study.baseline.packed_bytes
+    assert study.best.point.packed_bytes <= 6000 < study.baseline.packed_bytes
+    for point in study.points.values():
+        if point.trained:
+            untrained = study.points[Candidate(**{**point.candidate, "epochs": 0.0}).name]
+            assert untrained.packed_bytes <= 6600, "what is too large is not trained"
     for point in study.frontier:
         assert point.test_score is not None
         if point.candidate:

@@ -100,10 +100,10 @@ def _training(epochs: float, gentle: bool) -> dict[str, Any]:
 
 
 def is_sensible(candidate: Candidate) -> bool:
-    """Whether it can run at all: a combination exists, and no zero is stored in one bit."""
+    """Whether it is worth a try: zeros need more than one bit, integer kernels at most eight."""
     if candidate.sparsity and candidate.weights == "int1":
         return False
-    if candidate.integers and not candidate.weights.startswith("int"):
+    if candidate.integers and candidate.weights not in ("int8", "int4", "int2", "int1"):
         return False
     return candidate.name != "original" and not candidate.name.startswith("trained")
 

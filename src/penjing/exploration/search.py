@@ -13,7 +13,6 @@ Each step is cut to the time that is left. A killed run goes on where it was.
 from __future__ import annotations
 
 import copy
-import hashlib
 import tempfile
 import time as clock
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from penjing.errors import PenjingError
 from penjing.exploration.budget import SECONDS, Budget, parse_quantity
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.study import BASELINE, Contribution, Point, Study
-from penjing.recipe import Recipe, compress
+from penjing.recipe import Recipe, compress, identity
 from penjing.tasks import Task
 from penjing.training import seconds_per_epoch
 
@@ -74,11 +73,8 @@ def explore(
         PenjingError: the model does not fit the task, or the folder cannot be used.
     """
     task.check(model)
-    key = hashlib.sha256(task.fingerprint.encode())
-    for parameter, value in model.state_dict().items():
-        key.update(parameter.encode() + value.detach().cpu().numpy().tobytes())
     about = {"model": name, "data": data, "command": command, "seed": task.seed}
-    about["key"] = key.hexdigest()[:16]
+    about["key"] = identity(task, model).hexdigest()[:16]
     study = Study(Path(folder), about, budget or Budget())
     search = _Search(model, task, study, parse_quantity(time, SECONDS, "time"), progress)
     try:
