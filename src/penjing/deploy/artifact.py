@@ -1,0 +1,165 @@
+"""What is deployed: the ONNX file, its packed form, and a card with their measurements."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field
+from torch import nn
+
+from penjing import container, layers
+from penjing.deploy import measure
+from penjing.deploy import runtime_onnxruntime as runtime
+from penjing.deploy.export import export
+from penjing.layers import CodebookWeights, IntegerWeights
+from penjing.profiling import LayerProfile, profile
+from penjing.tasks import Task
+
+CALIBRATION = 128
+"""Training images for the ranges of the exported graph and the comparison with PyTorch."""
+PACKAGES = ("penjing", "torch", "onnxruntime", "numpy")
+
+
+class Card(BaseModel):
+    """What an artifact is and what it measured, in the runtime, on this machine.
+
+    Attributes:
+        name: of the recipe.
+        recipe: as a dictionary; None when the model was made otherwise.
+        params, macs: of one image.
+        onnx_bytes, packed_bytes: sizes of ``model.onnx`` and ``model.penjing``.
+        latency_ms, latency_p10_ms, latency_p90_ms: of one image, on ``threads`` threads.
+        reference_latency_ms: of the reference file, timed in turns with this one.
+        peak_rss_bytes: of a process that does nothing but run ``model.onnx``.
+        score, split: the task's score of ``model.onnx`` and the split it was taken on.
+        export_max_error, export_top1_agreement: between ``model.onnx`` and the PyTorch model.
+        kernels: how often each operator occurs in the runtime's optimized graph.
+        notes: what does not run on the integers it is stored in.
+        layers: name, kind, shape (of the weight), params, macs, format, sparsity.
+    """
+
+    name: str
+    recipe: dict[str, Any] | None = None
+    params: int
+    macs: int
+    onnx_bytes: int
+    packed_bytes: int
+    latency_ms: float
+    latency_p10_ms: float
+    latency_p90_ms: float
+    reference_latency_ms: float | None = None
+    peak_rss_bytes: int
+    score: float
+    split: str
+    export_max_error: float
+    export_top1_agreement: float
+    kernels: dict[str, int] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    layers: list[dict[str, Any]] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+    cpu: str = ""
+    threads: int = 1
+
+
+def build(
+    model: nn.Module,
+    task: Task,
+    folder: Path,
+    *,
+    recipe: dict[str, Any] | None,
+    split: str = "validation",
+    reference: Path | None = None,
+) -> Card:
+    """Write ``model.onnx``, ``model.penjing`` and ``card.json`` to ``folder`` (made if missing).
+
+    Args:
+        model: a baked model.
+        recipe: how it was made.
+        split: on which the file is scored.
+        reference: an ONNX file that is timed in turns with this one.
+
+    Raises:
+        PenjingError: the model cannot be exported, or the runtime cannot run it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, packed = folder / "model.onnx", folder / "model.penjing"
+    batches = task.calibration(CALIBRATION)
+    notes = export(model, task.example, path, calibration=batches)
+    costs = profile(model, task.example)
+    card = Card(
+        name=str((recipe or {}).get("name", type(model).__name__)),
+        recipe=recipe,
+        params=costs.params,
+        macs=costs.macs,
+        onnx_bytes=path.stat().st_size,
+        packed_bytes=container.pack(path, packed),
+        **_measurements(model, task, path, split, reference, batches),
+        notes=notes,
+        layers=[_describe(model, layer) for layer in costs.layers],
+        versions={package: metadata.version(package) for package in PACKAGES},
+        cpu=cpu(),
+    )
+    (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def _measurements(
+    model: nn.Module,
+    task: Task,
+    path: Path,
+    split: str,
+    reference: Path | None,
+    batches: list[torch.Tensor],
+) -> dict[str, Any]:
+    timed = measure.latency([path, *([reference] if reference else [])])
+    agreement = measure.agreement(model, path, batches)
+    return {
+        "latency_ms": timed[0].median_ms,
+        "latency_p10_ms": timed[0].p10_ms,
+        "latency_p90_ms": timed[0].p90_ms,
+        "reference_latency_ms": timed[1].median_ms if reference else None,
+        "peak_rss_bytes": measure.peak_rss(path),
+        "score": measure.score(path, task, split),
+        "split": split,
+        "export_max_error": agreement.max_error,
+        "export_top1_agreement": agreement.top1,
+        "kernels": dict(runtime.kernels(path)),
+    }
+
+
+def _describe(model: nn.Module, layer: LayerProfile) -> dict[str, Any]:
+    module = layers.compressible(model).get(layer.name)
+    weight = module.weight.detach() if module is not None else None
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "shape": list(weight.shape) if weight is not None else layer.shape,
+        "params": layer.params,
+        "macs": layer.macs,
+        "format": _format(module),
+        "sparsity": float((weight == 0).double().mean()) if weight is not None else 0.0,
+    }
+
+
+def _format(module: nn.Module | None) -> str:
+    kind = getattr(module, "weight_format", None)
+    if isinstance(kind, IntegerWeights):
+        return f"int{kind.bits}"
+    if isinstance(kind, CodebookWeights):
+        return f"shared, {len(kind.values)} values"
+    return "float32"
+
+
+def cpu() -> str:
+    """The processor's name as the system gives it, with the number of cores seen."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0].partition(":")[2].strip() if names else name
+    return f"{name}, {os.cpu_count()} cores"

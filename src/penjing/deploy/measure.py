@@ -1,0 +1,188 @@
+"""The only place where numbers are made: on the deployed file, in the runtime that will run it."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from penjing import container
+from penjing.deploy import memory_probe
+from penjing.deploy import runtime_onnxruntime as runtime
+from penjing.errors import PenjingError
+from penjing.tasks import Task
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one inference at batch 1, over ``runs`` runs."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a deployed file is from the PyTorch model it was made of.
+
+    ``max_error`` is the largest absolute difference of any output value, ``top1`` the share of rows
+    (of the first output's second axis) whose largest value is the same class.
+    """
+
+    max_error: float
+    top1: float
+
+
+def latency(
+    paths: Sequence[str | Path],
+    *,
+    runs: int = 300,
+    warmup: int = 10,
+    threads: int = 1,
+    seconds: float = 10.0,
+) -> list[Latency]:
+    """Time every file of ``paths``, one image at a time.
+
+    The files take turns run by run, so that a change in the machine's load or clock meets all of
+    them alike. ``runs`` are cut to what fits in ``seconds``, but not below 20.
+    """
+    calls = [_inference(path, threads) for path in paths]
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    round_s = sum(_seconds(call) for call in calls)
+    runs = max(int(min(runs, seconds / round_s)), min(runs, 20))
+    times = [[_seconds(call) for call in calls] for _ in range(runs)]
+    return [_summary(np.array(column)) for column in zip(*times, strict=True)]
+
+
+def peak_rss(path: str | Path) -> int:
+    """Peak resident memory, in bytes, of a process that does nothing but run ``path``."""
+    command = [sys.executable, "-I", str(memory_probe.__file__), str(path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise PenjingError(
+            f"the process that measures the memory of {path} stopped with code {result.returncode}: "
+            f"{result.stderr.strip().splitlines()[-1] if result.stderr.strip() else 'no message'}; "
+            "check that ONNX Runtime can run this file."
+        )
+    return int(result.stdout)
+
+
+def score(path: str | Path, task: Task, split: str, limit: int | None = None) -> float:
+    """``task.score`` of the deployed file over ``split``, or over its first ``limit`` images."""
+    opened = runtime.session(path)
+    feed = opened.get_inputs()[0].name
+    outputs: list[list[np.ndarray]] = []
+    targets: list[Tensor] = []
+    for images, target in task.batches(split, limit=limit):  # type: ignore[arg-type]
+        outputs.append(opened.run(None, {feed: images.numpy()}))
+        targets.append(target)
+    columns = [torch.from_numpy(np.concatenate(c)) for c in zip(*outputs, strict=True)]
+    output = columns[0] if len(columns) == 1 else tuple(columns)
+    return float(task.score(output, torch.cat(targets)))  # type: ignore[arg-type]
+
+
+def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> Agreement:
+    """Compare ``path`` with ``model`` (run in eval mode) on ``batches`` (float32 ``[N, C, H, W]``)."""
+    opened = runtime.session(path)
+    feed = opened.get_inputs()[0].name
+    worst, same = 0.0, []
+    for batch in batches:
+        expected = _expected(model, batch)
+        found = [torch.from_numpy(o) for o in opened.run(None, {feed: batch.numpy()})]
+        worst = max([worst, *(_difference(e, f) for e, f in zip(expected, found, strict=True))])
+        same.append((expected[0].argmax(1) == found[0].argmax(1)).flatten())
+    return Agreement(worst, float(torch.cat(same).double().mean()))
+
+
+def bench(
+    paths: Sequence[str | Path], *, runs: int = 200, threads: int = 1
+) -> list[dict[str, str | int | float]]:
+    """Bytes, latency and peak memory of every ``.onnx`` or ``.penjing`` file, timed in turns.
+
+    Raises ``PenjingError`` for a file that cannot be read or run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = [_unpacked(Path(path), Path(folder, f"{i}.onnx")) for i, path in enumerate(paths)]
+        timed = latency(files, runs=runs, threads=threads, seconds=math.inf)
+        return [
+            {
+                "file": str(path),
+                "bytes": Path(path).stat().st_size,
+                "latency_ms": row.median_ms,
+                "latency_p10_ms": row.p10_ms,
+                "latency_p90_ms": row.p90_ms,
+                "peak_rss_bytes": peak_rss(file),
+                "runs": row.runs,
+                "threads": threads,
+            }
+            for path, file, row in zip(paths, files, timed, strict=True)
+        ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of ``bench`` for a terminal."""
+    shown = Table("file", "KB", "median ms", "p10 ms", "p90 ms", "peak MB")
+    for row in rows:
+        times = (row[key] for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"))
+        shown.add_row(
+            row["file"],
+            f"{row['bytes'] / 1000:.1f}",
+            *(f"{ms:.3f}" for ms in times),
+            f"{row['peak_rss_bytes'] / 1e6:.1f}",
+        )
+    return shown
+
+
+def _unpacked(path: Path, target: Path) -> Path:
+    if path.suffix != ".penjing":
+        return path
+    container.unpack(path, target)
+    return target
+
+
+def _expected(model: nn.Module, batch: Tensor) -> list[Tensor]:
+    training = model.training
+    with torch.no_grad():
+        output = model.eval()(batch)
+    model.train(training)
+    if isinstance(output, Tensor):
+        return [output]
+    return list(output.values() if isinstance(output, dict) else output)
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    return float((expected.double() - found.double()).abs().max())
+
+
+def _inference(path: str | Path, threads: int) -> Callable[[], object]:
+    opened = runtime.session(path, threads)
+    image = opened.get_inputs()[0]
+    shape = [size if isinstance(size, int) else 1 for size in image.shape]
+    feed = {image.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    return lambda: opened.run(None, feed)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _summary(seconds: np.ndarray) -> Latency:
+    p10, median, p90 = (float(q) for q in np.percentile(seconds * 1000, [10, 50, 90]))
+    return Latency(median, p10, p90, len(seconds))

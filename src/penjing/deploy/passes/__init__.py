@@ -1,0 +1,52 @@
+"""The lowering passes, in the order in which they run; one file a pass.
+
+A pass is a small class with one ``call`` that changes the graph in place and says whether it did.
+They speak to each other through ``meta`` of nodes and values, never through the file: a node's
+``"layer"`` is its ``DeployedLayer``, a value's ``"group"`` the set of values that share one grid, a
+group's grid is chosen by ``ChooseGrids``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx_ir.passes import InPlacePass
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+)
+
+from penjing.deploy.deployed_layer import DeployedLayer
+from penjing.deploy.passes.average_pools import AveragePools
+from penjing.deploy.passes.choose_grids import ChooseGrids
+from penjing.deploy.passes.codebook_weights import CodebookWeightsPass
+from penjing.deploy.passes.fold_pads import FoldPads
+from penjing.deploy.passes.insert_quantizers import InsertQuantizers
+from penjing.deploy.passes.integer_layers import IntegerLayers
+from penjing.deploy.passes.mark_integer_edges import MarkIntegerEdges
+from penjing.deploy.passes.match_layers import MatchLayers
+from penjing.deploy.passes.stored_weights import StoredWeights
+
+__all__ = ["lowering"]
+
+
+def lowering(
+    layers: Sequence[DeployedLayer], calibration: Sequence[np.ndarray], notes: list[str]
+) -> list[InPlacePass]:
+    """The passes that lower a float graph of ``layers``; they add to ``notes``."""
+    return [
+        MatchLayers(layers, notes),
+        AveragePools(),
+        FoldPads(),
+        MarkIntegerEdges(),
+        ChooseGrids(calibration),
+        InsertQuantizers(),
+        IntegerLayers(notes),
+        StoredWeights(notes),
+        CodebookWeightsPass(notes),
+        RemoveUnusedNodesPass(),
+        DeduplicateInitializersPass(size_limit=1 << 30),
+        ClearMetadataAndDocStringPass(),
+    ]
