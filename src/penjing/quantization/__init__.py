@@ -1,0 +1,1 @@
+"""The mathematics of quantization: grids, ranges, rounding, correction."""

@@ -1,0 +1,83 @@
+"""Rounding in which later weights make good the error of earlier ones.
+
+Source: Frantar et al. 2023, "GPTQ", algorithm 1, after Frantar & Alistarh 2022, "Optimal brain
+compression"; columns in the order of falling input energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01
+"""Of the mean of the diagonal, added to it."""
+BLOCK = 128
+"""Columns whose errors are carried to the rest of the matrix together."""
+
+
+def compensated(weight: Tensor, moments: Tensor, scale: Tensor, rounding: Callable) -> Tensor:
+    """Round ``weight`` so that the layer's output changes little.
+
+    Args:
+        weight: float32 ``[G, R, K]``: G independent matrices. Exact zeros stay zero.
+        moments: second moments of the inputs, float32 ``[G, K, K]``.
+        scale: of every row, float32 ``[G, R]``.
+        rounding: steps (weights divided by their scale) to integers.
+
+    Returns:
+        ``integer * scale``, float32 ``[G, R, K]``. A row that compensation would make worse (by
+        the moments) is rounded plainly.
+    """
+    plain = _rounded(weight, scale, weight != 0, rounding)
+    energy = moments.diagonal(dim1=1, dim2=2)
+    order = energy.argsort(1, descending=True)
+    inverse = _inverse_factor(_permuted(moments, order))
+    columns = order[:, None, :].expand_as(weight)
+    rounded = _sweep(weight.gather(2, columns), inverse, scale, rounding)
+    found = torch.empty_like(weight).scatter_(2, columns, rounded)
+    worse = output_error(found - weight, moments) > output_error(plain - weight, moments)
+    return torch.where(worse[..., None], plain, found)
+
+
+def output_error(difference: Tensor, moments: Tensor) -> Tensor:
+    """Squared output error ``[G, R]`` of a change ``[G, R, K]`` of the weights."""
+    return ((difference @ moments) * difference).sum(2)
+
+
+def _permuted(moments: Tensor, order: Tensor) -> Tensor:
+    size = moments.shape
+    rows = moments.gather(1, order[:, :, None].expand(size))
+    return rows.gather(2, order[:, None, :].expand(size))
+
+
+def _inverse_factor(moments: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped moments."""
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    damping = (DAMPING * diagonal.mean(1)).clamp_min(1e-8)
+    damped = moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _sweep(weight: Tensor, inverse: Tensor, scale: Tensor, rounding: Callable) -> Tensor:
+    rest, keep = weight.clone(), weight != 0
+    result = torch.empty_like(weight)
+    for start in range(0, weight.shape[2], BLOCK):
+        end = min(start + BLOCK, weight.shape[2])
+        errors = torch.empty_like(rest[:, :, start:end])
+        for i in range(start, end):
+            column = rest[:, :, i]
+            result[:, :, i] = _rounded(column[..., None], scale, keep[:, :, i : i + 1], rounding)[
+                ..., 0
+            ]
+            error = (column - result[:, :, i]) / inverse[:, i, i, None]
+            rest[:, :, i:end] -= error[..., None] * inverse[:, None, i, i:end]
+            errors[:, :, i - start] = error
+        rest[:, :, end:] -= errors @ inverse[:, start:end, end:]
+    return result
+
+
+def _rounded(weight: Tensor, scale: Tensor, keep: Tensor, rounding: Callable) -> Tensor:
+    return torch.where(keep, rounding(weight / scale[..., None]) * scale[..., None], 0.0)

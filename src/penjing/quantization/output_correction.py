@@ -1,0 +1,71 @@
+"""Give every output channel back the mean and the spread it had before quantization.
+
+Sources: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction",
+section 4.2, for the mean; Banner et al. 2019, "Post training 4-bit quantization of convolutional
+networks", section 4, for mean and spread (of the weights there). Here both are measured on images.
+Rounding for the least squared error shrinks weights a little; over fifty layers of 4 bits that
+leaves logits nearly flat. The spread costs nothing to restore: it goes into the scale.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from penjing import layers
+from penjing.layers import Layer
+from penjing.quantization.grids import WeightQuantizer
+from penjing.quantization.statistics import (
+    LayerStatistics,
+    channel_statistics,
+    evaluating,
+    hooked,
+)
+
+LARGEST_GAIN = 2.0
+
+
+def correct_outputs(
+    model: nn.Module,
+    quantizers: dict[nn.Module, WeightQuantizer],
+    found: dict[str, Layer],
+    statistics: dict[str, LayerStatistics],
+    batch: Tensor,
+) -> None:
+    """Adapt scales and biases of the layers ``found``, in place, until the means and standard
+    deviations of their channels on ``batch`` are those in ``statistics``.
+
+    One pass does: a layer sees the corrected output of those before it. Layers that run more than
+    once are left alone, and the spread where all channels share one scale.
+    """
+    once = {n: layer for n, layer in found.items() if n in statistics and statistics[n].calls == 1}
+
+    def correct(name: str, layer: Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        mean, deviation = channel_statistics(layer, output)
+        gain = torch.ones_like(mean)
+        if len(quantizers[layer].scale) == len(mean):
+            gain = _gain(cast(Tensor, statistics[name].output_deviations), deviation)
+            _scale_weight(layer, quantizers[layer], gain)
+        shift = cast(Tensor, statistics[name].output_means) - mean * gain
+        bias = layer.bias if layer.bias is not None else torch.zeros_like(shift)
+        layer.bias = nn.Parameter((bias * gain + shift).detach())
+        channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        shape = (-1, *[1] * (output.dim() - 1 - channels))
+        return output * gain.reshape(shape) + shift.reshape(shape)
+
+    with hooked(once, correct), evaluating(model):
+        model(batch.contiguous())
+
+
+def _gain(expected: Tensor, found: Tensor) -> Tensor:
+    gain = (expected / found).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
+    return torch.where((expected > 0) & (found > 0), gain, 1.0)
+
+
+def _scale_weight(layer: Layer, quantizer: WeightQuantizer, gain: Tensor) -> None:
+    """The integers stay: weight and scale grow alike."""
+    former = layers.original(layer).detach()
+    layers.set_original(layer, "weight", former * gain.reshape(-1, *[1] * (former.dim() - 1)))
+    quantizer.scale = nn.Parameter((quantizer.scale * gain).detach())

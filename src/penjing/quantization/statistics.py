@@ -1,0 +1,153 @@
+"""What calibration images show of every layer: the range of its input, and its second moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import PenjingError
+from penjing.layers import Layer
+from penjing.quantization import patches
+
+Observer = Literal["minmax", "percentile", "mse"]
+
+SAMPLES = 1 << 18
+"""Values kept of a layer's inputs; the largest and smallest are counted over all."""
+ROWS = 8192
+"""Patches that a layer's second moments are taken of."""
+
+
+@dataclass
+class LayerStatistics:
+    """One layer's inputs and outputs over the calibration images.
+
+    ``moments`` is the sum of outer products of the input patches, float32 ``[groups, K, K]`` (see
+    ``patches.rows``), or None when not asked for; ``output_means`` and ``output_deviations`` are
+    the mean and the standard deviation of every output channel on the first batch, float32
+    ``[out]``; ``calls`` is how often the layer runs on one image.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    samples: list[Tensor] = field(default_factory=list)
+    moments: Tensor | None = None
+    output_means: Tensor | None = None
+    output_deviations: Tensor | None = None
+    calls: int = 0
+
+    def range(self, observer: Observer, bits: int) -> tuple[float, float]:
+        """The range for the layer's input: all of it, all but 1 in 10,000 values at either end, or
+        the one whose grid has the least squared error."""
+        if observer == "minmax":
+            return self.low, self.high
+        samples = torch.cat(self.samples)
+        if observer == "percentile":
+            tails = torch.quantile(samples, torch.tensor([1e-4, 1 - 1e-4]))
+            return float(tails[0]), float(tails[1])
+        return _least_squares(samples, self.low, self.high, bits)
+
+
+def collect(
+    model: nn.Module,
+    layers: dict[str, Layer],
+    batches: Sequence[Tensor],
+    *,
+    moments: bool,
+) -> dict[str, LayerStatistics]:
+    """Run ``batches`` (float32 ``[N, C, H, W]``) through ``model``; statistics of the layers that
+    ran, in the order in which they did.
+
+    Raises ``PenjingError`` when a layer's input holds NaN or infinity.
+    """
+    found: dict[str, LayerStatistics] = {}
+
+    def watch(name: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        statistics = found.setdefault(name, LayerStatistics())
+        _observe(statistics, name, inputs[0], len(batches))
+        if moments:
+            _accumulate(statistics, layer, inputs[0], len(batches))
+        if batch is batches[0]:
+            statistics.calls += 1
+            means, deviations = channel_statistics(layer, output)
+            statistics.output_means, statistics.output_deviations = means, deviations
+
+    with hooked(layers, watch), evaluating(model):
+        for batch in batches:
+            model(batch.contiguous())
+    return found
+
+
+def channel_statistics(layer: Layer, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every output channel of ``layer``, float ``[out]`` each."""
+    channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    others = [axis for axis in range(output.dim()) if axis != channels]
+    deviations, means = torch.std_mean(output, others, correction=0)
+    return means, deviations
+
+
+@contextmanager
+def hooked(layers: dict[str, Layer], watch: Callable) -> Iterator[None]:
+    """Call ``watch(name, layer, inputs, output)`` after each layer; what it returns, if anything, is
+    used in the place of the output."""
+
+    def hook(name: str):
+        return lambda layer, inputs, output: watch(name, layer, inputs, output)
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in its former mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _observe(statistics: LayerStatistics, name: str, x: Tensor, batches: int) -> None:
+    low, high = (float(end) for end in x.aminmax())
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise PenjingError(
+            f"the input of layer {name} has NaN or infinite values on the calibration images; check "
+            "the model's weights and the preprocessing before quantizing."
+        )
+    statistics.low = min(statistics.low, low)
+    statistics.high = max(statistics.high, high)
+    flat = x.detach().flatten()
+    # An odd stride does not fall in step with rows of pixels or channels.
+    stride = max(1, flat.numel() * batches // SAMPLES) | 1
+    statistics.samples.append(flat[::stride].clone())
+
+
+def _accumulate(statistics: LayerStatistics, layer: Layer, x: Tensor, batches: int) -> None:
+    rows = patches.rows(layer, x, max(1, ROWS // batches))
+    product = rows.transpose(1, 2) @ rows
+    statistics.moments = product if statistics.moments is None else statistics.moments + product
+
+
+def _least_squares(samples: Tensor, low: float, high: float, bits: int) -> tuple[float, float]:
+    best, least = (low, high), torch.inf
+    for factor in torch.linspace(0.2, 1.0, 81).tolist():
+        scale = max((high - low) * factor / (2**bits - 1), 1e-12)
+        zero = round(-low * factor / scale)
+        codes = (samples / scale).round().clamp(-zero, 2**bits - 1 - zero)
+        error = float((codes * scale - samples).square().mean())
+        if error < least:
+            best, least = (low * factor, high * factor), error
+    return best

@@ -1,0 +1,203 @@
+"""Quantization: weights and layer inputs on grids of few bits, after training or during it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing import layers
+from penjing.errors import PenjingError
+from penjing.layers import CodebookWeights, IntegerWeights, Layer
+from penjing.quantization import grids, patches
+from penjing.quantization.error_compensation import compensated
+from penjing.quantization.grids import InputQuantizer, WeightQuantizer
+from penjing.quantization.output_correction import correct_outputs
+from penjing.quantization.saturation import safe_scale
+from penjing.quantization.statistics import LayerStatistics, Observer, collect
+from penjing.tasks import Task
+from penjing.techniques.technique import Technique, apply
+
+WeightBits = Literal[16, 8, 4, 2, 1]
+
+
+class Quantize(Technique):
+    """Put weights on a symmetric integer grid for every output channel, and layer inputs on an
+    affine one.
+
+    Batch norms are folded first. At 8 bits and less the weights are rounded with error compensation
+    on the calibration images; at 4 bits and less every channel of a layer's output also gets its
+    former mean and spread back. Exact zeros stay zero. In training, rounding lets gradients pass
+    and the grids' scales learn.
+    """
+
+    name: ClassVar[str] = "quantize"
+    cannot_follow: ClassVar[dict[str, str]] = {
+        "quantize": "the weights are on an integer grid already; choose one number of bits",
+    }
+
+    weight_bits: WeightBits = 8
+    activation_bits: Literal[16, 8] | None = 8
+    """Of every layer's input; None leaves activations in float."""
+    first_last_bits: WeightBits = 8
+    """Weight bits of the first and the last layer, where ``weight_bits`` is less."""
+    observer: Observer = "mse"
+    """How an input's range is found: see ``LayerStatistics.range``."""
+    calibration: int = Field(default=256, ge=1)
+    """Number of training images to find ranges and second moments on."""
+
+    _quantizers: dict[nn.Module, WeightQuantizer] = PrivateAttr(default_factory=dict)
+
+    def objection(self, earlier: Sequence[Technique]) -> str | None:
+        """One bit has no zero, so that pruned weights would come back."""
+        if self.weight_bits == 1 and any(t.name == "prune_weights" for t in earlier):
+            return (
+                "quantize to 1 bit comes after prune_weights, but has no zero; use weight_bits: 2"
+            )
+        return super().objection(earlier)
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Fold, calibrate, round, correct what rounding did to the outputs.
+
+        Raises ``PenjingError`` for NaN or infinity in a layer's weights or inputs, and for a sparse
+        layer at 1 bit.
+        """
+        found = layers.compressible(model)
+        for name, layer in found.items():
+            _check(name, layer)
+            _remove_input_quantizer(layer)
+        device = next(model.parameters()).device
+        example = task.example.to(device)
+        collect(model, found, [example], moments=False)  # complains of NaN before folding meets it
+        layers.fold_batch_norm(model, example)
+        batches = [batch.to(device) for batch in task.calibration(self.calibration)]
+        statistics = collect(model, found, batches, moments=self.weight_bits <= 8)
+        self._quantize(found, statistics)
+        if self.weight_bits <= 4:  # at 8 bits, one batch's means are off by more than the rounding
+            correct_outputs(model, self._quantizers, found, statistics, batches[0])
+
+    def bake(self, model: nn.Module) -> None:
+        """Leave the weights on their grid and the input quantizers with fixed scales."""
+        for layer in layers.compressible(model).values():
+            quantizer = self._quantizers.pop(layer, None)
+            if quantizer is not None:
+                layers.fold(layer, WeightQuantizer)  # or a technique attached later did it already
+                _fix_weight(layer, quantizer)
+            if hasattr(layer, "input_quantizer"):
+                cast(InputQuantizer, layer.input_quantizer).freeze()
+
+    def _quantize(self, found: dict[str, Layer], statistics: dict[str, LayerStatistics]) -> None:
+        order = list(statistics)
+        ends = {*order[:1], *order[-1:]}
+        for name, layer in found.items():
+            bits = max(self.weight_bits, self.first_last_bits) if name in ends else self.weight_bits
+            seen = statistics.get(name)
+            if seen is not None and self.activation_bits is not None:
+                low, high = seen.range(self.observer, self.activation_bits)
+                _quantize_input_of(layer, InputQuantizer(low, high, self.activation_bits))
+                seen.samples.clear()
+            moments = seen.moments if seen else None
+            self._quantizers[layer] = _quantize_weight(name, layer, bits, moments)
+
+
+def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:
+    """A copy of ``model`` with quantized weights and layer inputs, after training.
+
+    ``settings`` are the fields of ``Quantize``. Raises what ``Quantize.attach`` raises.
+    """
+    return apply(Quantize(**settings), model, task)  # type: ignore[arg-type]
+
+
+def quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook of a layer with a quantized input."""
+    return (cast(nn.Module, layer.input_quantizer)(inputs[0]), *inputs[1:])
+
+
+def _check(name: str, layer: Layer) -> None:
+    if not torch.isfinite(layer.weight).all():
+        raise PenjingError(
+            f"the weights of layer {name} hold NaN or infinite values; load or train a model with "
+            "finite weights before quantizing."
+        )
+
+
+def _quantize_input_of(layer: Layer, quantizer: InputQuantizer) -> None:
+    layer.input_quantizer = quantizer.to(layer.weight.device)
+    layer.register_forward_pre_hook(quantize_input)
+
+
+def _remove_input_quantizer(layer: Layer) -> None:
+    if hasattr(layer, "input_quantizer"):
+        del layer.input_quantizer
+    hooks = layer._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is quantize_input]:
+        del hooks[key]
+
+
+def _quantize_weight(name: str, layer: Layer, bits: int, moments: Tensor | None) -> WeightQuantizer:
+    weight = layer.weight.detach()
+    if bits == 1 and _is_sparse(layer):
+        raise PenjingError(
+            f"layer {name} is sparse, and a 1-bit grid has no zero; use weight_bits=2 or do not "
+            "prune single weights."
+        )
+    scale = _scale(layer, weight, bits)
+    if bits == 8:
+        # Error compensation moves a weight by more than half a step.
+        scale = _unsaturated(layer, weight, scale, slack=3)
+    if bits <= 8 and moments is not None:
+        _compensate(layer, weight, scale, bits, moments)
+    quantizer = WeightQuantizer(scale.clone(), bits)
+    parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+    return quantizer
+
+
+def _fix_weight(layer: Layer, quantizer: WeightQuantizer) -> None:
+    scale = quantizer.positive_scale().detach().clone()
+    if quantizer.bits == 8:
+        # A scale that has learned may have become too small.
+        scale = _unsaturated(layer, layer.weight.detach(), scale)
+        layer.weight = nn.Parameter(WeightQuantizer(scale, 8)(layer.weight).detach())
+    scales = scale.expand(len(layer.weight)).clone()
+    layer.weight_format = IntegerWeights(quantizer.bits, scales)  # type: ignore[assignment]
+
+
+def _unsaturated(layer: Layer, weight: Tensor, scale: Tensor, slack: int = 1) -> Tensor:
+    """``scale``, made safe for integer kernels; one scale of all channels stays one."""
+    quantizer = getattr(layer, "input_quantizer", None)
+    if quantizer is None or quantizer.bits != 8:
+        return scale  # it will run in float
+    safe = safe_scale(layer, weight, scale.expand(len(weight)), slack)
+    return safe if len(scale) > 1 else safe.amax(0, keepdim=True)
+
+
+def _is_sparse(layer: Layer) -> bool:
+    masked = parametrize.is_parametrized(layer, "weight") and bool((layer.weight == 0).any())
+    return masked or getattr(layer, "sparse", False)
+
+
+def _scale(layer: Layer, weight: Tensor, bits: int) -> Tensor:
+    known = getattr(layer, "weight_format", None)
+    if isinstance(known, IntegerWeights) and known.bits == bits:
+        return known.scale.to(weight.device)  # already on this grid: leave it there
+    if isinstance(known, CodebookWeights):
+        # One scale for all channels keeps equal weights equal.
+        return grids.choose_scale(weight.reshape(1, -1), bits)
+    return grids.choose_scale(weight.flatten(1), bits)
+
+
+def _compensate(layer: Layer, weight: Tensor, scale: Tensor, bits: int, moments: Tensor) -> None:
+    """Start from error-compensated weights, unless an earlier technique fixes the values."""
+    if isinstance(getattr(layer, "weight_format", None), CodebookWeights):
+        return
+    matrix = patches.matrix(layer, weight)
+    row_scale = scale.reshape(-1, matrix.shape[1]).expand(matrix.shape[:2])
+    rounded = compensated(matrix, moments, row_scale, lambda steps: grids.to_codes(steps, bits))
+    value = patches.from_matrix(layer, rounded, weight.shape)
+    # Where an earlier technique hides a weight its own value is kept, for it may come back.
+    former = layers.original(layer).detach()
+    layers.set_original(layer, "weight", torch.where(weight == 0, former, value))
