@@ -24,11 +24,12 @@ HEAD = (
 
 
 def table(folder: Path) -> str:
-    """All rows of all results in ``folder`` as a Markdown table, files in order of their names."""
+    """The rows with a goal of all results in ``folder`` as a Markdown table, by name of file."""
     rows = [
         row
         for path in sorted(folder.glob("*.json"))
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if row["goal"] is not None
     ]
     if not rows:
         return "None yet: each script in `benchmarks/` leaves its own when it is run.\n"

@@ -23,13 +23,14 @@ ROW = {
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with a README and the results of two benchmarks."""
+    """A repository with a README and the results of three benchmarks."""
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     for name in ("figures.py", "results.py"):
         shutil.copy(BENCHMARKS / name, tmp_path / "benchmarks")
     (tmp_path / "README.md").write_text(README)
-    no_goal = {**ROW, "work": "second", "ours": 7, "peer": None, "peer_name": None, "goal": None}
-    for name, row in (("b", {**no_goal, "met": None}), ("a", ROW)):
+    no_peer = {**ROW, "work": "second", "ours": 7, "peer": None, "peer_name": None}
+    no_goal = {**no_peer, "work": "third", "goal": None, "met": None}
+    for name, row in (("b", {**no_peer, "goal": "at least 5"}), ("a", ROW), ("c", no_goal)):
         (tmp_path / f"benchmarks/results/{name}.json").write_text(json.dumps({"rows": [row]}))
     return tmp_path
 
@@ -46,7 +47,8 @@ def test_writes_the_table_between_the_markers(repository: Path):
     assert text.endswith("<!-- /figures -->\n\nend | of it\n") and "old" not in text
     first, second = text.index(r"| a\|b | bytes | 12,346 | 0.0001234"), text.index("| second |")
     assert first < second
-    assert "| second | bytes | 7 |  |  |  |" in text
+    assert "| second | bytes | 7 |  | at least 5 | yes |" in text
+    assert "third" not in text, "a figure without a goal is in its result file only"
 
 
 def test_check_tells_stale_from_fresh_and_writes_nothing(repository: Path):
