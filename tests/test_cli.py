@@ -180,7 +180,8 @@ def test_bad_images_are_named(folder: Path, factory: str, tmp_path: Path) -> Non
         (tmp_path / "data" / "train" / kind).mkdir(parents=True)
     out = ("-o", tmp_path / "out", *INPUT)
     source = next((folder / "train" / "across").iterdir())
-    (tmp_path / "data/train/across/good.png").write_bytes(source.read_bytes())
+    for index in range(20):
+        (tmp_path / f"data/train/across/{index}.png").write_bytes(source.read_bytes())
     refused(penjing("explore", factory, "--data", tmp_path / "data", *out), "down")
     (tmp_path / "data/train/down/torn.png").write_bytes(source.read_bytes()[:60])
     refused(penjing("explore", factory, "--data", tmp_path / "data", *out), "torn.png")

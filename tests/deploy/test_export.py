@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,15 +71,21 @@ def test_nets_with_other_activations_hold_only_integer_convolutions(
     name: str, large_task: Task, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    net = getattr(torchvision.models, name)(weights=None).eval()
-    small = quantize(net, large_task, calibration=8)
+    net = getattr(torchvision.models, name)(weights=None)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    x = torch.cat(large_task.calibration(8))
+    net(x)  # norms of an untrained net let activations vanish
+    small = quantize(net.eval(), large_task, calibration=8)
     path = tmp_path / "net.onnx"
     export(small, large_task.example, path, calibration=large_task.calibration(8))
     assert not {"Conv", "FusedConv"} & set(runtime.kernels(path))
-    x = torch.cat(large_task.calibration(8))
     with torch.no_grad():
-        expected = small(x)
-    assert (found(path, x) - expected).abs().max() < 0.2 * expected.abs().max()
+        original, simulated = net(x), small(x)
+    # Random nets amplify any change: judge the file by what PyTorch's simulation loses.
+    lost = (simulated - original).norm()
+    assert (found(path, x) - original).norm() < 2 * lost + 0.02 * original.norm()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,22 @@ def test_weights_alone_leave_the_runtime_nothing_to_do_but_the_float_graph(
     small = quantize(net, task, weight_bits=4, activation_bits=None, calibration=32)
     export(small, task.example, stored_small)
     assert runtime.kernels(stored_small) == runtime.kernels(plain)
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e-7])
+def test_a_dead_branch_does_not_stop_the_runtime(
+    gain: float, net: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    """Pooling what is (nearly) zero would ask the kernel for a ratio that it refuses."""
+    dead = copy.deepcopy(net)
+    with torch.no_grad():
+        dead.features[6].weight.mul_(gain)
+        dead.features[6].bias.zero_()
+        dead.branch.bias.zero_()
+    small = quantize(dead, task, calibration=32)
+    path = tmp_path / "net.onnx"
+    export(small, task.example, path, calibration=task.calibration(32))
+    assert measure.agreement(small, path, task.calibration(32)).max_error < 0.01
 
 
 def test_the_batch_axis_is_free(net: nn.Module, task: Task, tmp_path: Path) -> None:

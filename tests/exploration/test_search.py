@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from penjing.exploration import Budget, explore
-from penjing.exploration.candidates import Candidate
+from penjing.exploration import Budget, explore, search
+from penjing.exploration.candidates import Candidate, ladder
 from penjing.tasks import Task, from_arrays
 from penjing.training import TrainSettings, train
 
@@ -60,8 +60,10 @@ def trained() -> tuple[nn.Module, Task]:
 
 
 def test_combinations_are_found_and_every_point_is_a_real_file(
-    trained: tuple[nn.Module, Task], tmp_path: Path
+    trained: tuple[nn.Module, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A short ladder, so that a slow machine comes to training, too.
+    monkeypatch.setattr(search, "ladder", lambda: [*ladder()[:2], *ladder()[-2:]])
     budget = Budget(drop=0.05, size=6000)
     study = explore(*trained, budget, folder=tmp_path, time=60, progress=False)
     assert any(
@@ -115,10 +117,7 @@ def test_a_killed_study_is_whole_and_goes_on(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_search_with_what_was_measured(
     trained: tuple[nn.Module, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from penjing.exploration import explore as engine
-
-    module = sys.modules[engine.__module__]
-    real, calls = module.compress, []
+    real, calls = search.compress, []
 
     def interrupt(*arguments: object, **options: object) -> nn.Module:
         calls.append(1)
@@ -126,7 +125,7 @@ def test_ctrl_c_ends_the_search_with_what_was_measured(
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(module, "compress", interrupt)
+    monkeypatch.setattr(search, "compress", interrupt)
     study = explore(*trained, folder=tmp_path, time=60, progress=False)
     assert len(study.points) == 3
     assert len(json.loads((tmp_path / "frontier.json").read_text())["points"]) == 3

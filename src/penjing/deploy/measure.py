@@ -56,8 +56,9 @@ def latency(
 ) -> list[Latency]:
     """Time every file of ``paths``, one image at a time.
 
-    The files take turns run by run, so that a change in the machine's load or clock meets all of
-    them alike. ``runs`` are cut to what fits in ``seconds``, but not below 20.
+    The files take turns run by run, in an order that changes each time, so that a change in the
+    machine's load or clock, and what another file leaves in the caches, meets all of them alike.
+    ``runs`` are cut to what fits in ``seconds``, but not below 20.
     """
     calls = [_inference(path, threads) for path in paths]
     for call in calls:
@@ -65,8 +66,12 @@ def latency(
             call()
     round_s = sum(_seconds(call) for call in calls)
     runs = max(int(min(runs, seconds / round_s)), min(runs, 20))
-    times = [[_seconds(call) for call in calls] for _ in range(runs)]
-    return [_summary(np.array(column)) for column in zip(*times, strict=True)]
+    times = np.empty((len(calls), runs))
+    order = np.random.default_rng(0)
+    for run in range(runs):
+        for index in order.permutation(len(calls)):
+            times[index, run] = _seconds(calls[index])
+    return [_summary(row) for row in times]
 
 
 def peak_rss(path: str | Path) -> int:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST_SCALE = 1e-12
+SMALLEST_INPUT_SCALE = 1e-8
+"""For inputs that are always zero. Integer kernels refuse very unequal scales."""
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -86,9 +88,7 @@ class InputQuantizer(nn.Module):
     def __init__(self, low: float, high: float, bits: int) -> None:
         super().__init__()
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / (2**bits - 1)
-        if scale <= SMALLEST_SCALE:
-            scale = 1.0  # an input that is always zero
+        scale = max((high - low) / (2**bits - 1), SMALLEST_INPUT_SCALE)
         self.bits = bits
         self.scale = nn.Parameter(torch.tensor(scale))
         self.zero_point: Tensor

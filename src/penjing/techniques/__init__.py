@@ -14,4 +14,5 @@ def techniques() -> dict[str, type[Technique]]:
     """Every technique by its name, found by importing the modules of this package."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return {kind.name: kind for kind in Technique.__subclasses__()}
+    kinds = Technique.__subclasses__()
+    return {kind.name: kind for kind in kinds if kind.__module__.startswith(f"{__name__}.")}

@@ -14,6 +14,7 @@ from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.deploy.deployed_layer import Grid
 from penjing.deploy.passes.mark_integer_edges import Group, is_integer_layer
 from penjing.errors import PenjingError
+from penjing.quantization.grids import SMALLEST_INPUT_SCALE
 
 LARGEST_RATIO = 200
 """Of a pooling's input scale to its output scale; ONNX Runtime's kernel stops at 256."""
@@ -60,12 +61,12 @@ def groups_of(graph: ir.Graph) -> list[Group]:
 
 def _limit_ratio(pool: ir.Node) -> None:
     """Coarsen the output of ``pool`` where the kernel would refuse its ratio to the input."""
-    groups = [value.meta.get("group") for value in (pool.inputs[0], pool.outputs[0]) if value]
-    if any(group is None or group.grid is None for group in groups):
+    source, result = (v.meta.get("group") if v else None for v in (pool.inputs[0], pool.outputs[0]))
+    if source is None or result is None:
         return
-    before, after = (group.grid for group in groups)
-    if before.scale > LARGEST_RATIO * after.scale:
-        groups[1].grid = dataclasses.replace(after, scale=before.scale / LARGEST_RATIO)
+    if source.grid.scale > LARGEST_RATIO * result.grid.scale:
+        scale = source.grid.scale / LARGEST_RATIO
+        result.grid = dataclasses.replace(result.grid, scale=scale)
 
 
 def _layer_grid(value: ir.Value) -> Grid | None:
@@ -78,7 +79,7 @@ def _layer_grid(value: ir.Value) -> Grid | None:
 def _covering(low: float, high: float) -> Grid:
     """The 8-bit grid over ``[low, high]`` in which 0 is exact."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0  # 1 for a value that is always zero
+    scale = max((high - low) / 255, SMALLEST_INPUT_SCALE)
     return Grid(float(np.float32(scale)), round(-low / scale))
 
 
