@@ -373,6 +373,7 @@ def _writable(path: Path) -> None:
 
 def _print_study(study: Study, as_json: bool) -> None:
     from penjing import report as pages
+    from penjing.exploration.budget import describe
 
     if as_json:
         _print_json(study.to_dict())
@@ -381,11 +382,8 @@ def _print_study(study: Study, as_json: bool) -> None:
         Console(stderr=True).print(f"report: {study.folder / 'report.html'}")
     if study.best is None:
         point, excess = study.nearest()
-        over = ", ".join(
-            f"{name} {found:.4g} > {limit:.4g}" for name, (found, limit) in excess.items()
-        )
         raise PenjingError(
-            f"no point met the budget; the nearest is {point.name} ({over}): "
+            f"no point met the budget; the nearest is {point.name} ({describe(excess)}): "
             f"give it more --time or a wider budget, the frontier is in {study.folder}"
         )
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penjing.errors import PenjingError
-from penjing.exploration.budget import BYTES, Budget, parse_quantity
+from penjing.exploration.budget import BYTES, Budget, describe, parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,8 @@ def test_only_exceeded_limits_are_named() -> None:
     budget = Budget(size=1000, drop=0.01)
     assert budget.excess(size=1000, latency=99, drop=0.01) == {}
     assert budget.excess(size=1001, latency=99, drop=0.0) == {"size": (1001, 1000)}
+
+
+def test_what_is_exceeded_is_said_with_units() -> None:
+    excess = Budget(size="43KB", drop="0.2%").excess(size=52_749, latency=1, drop=0.0024)
+    assert describe(excess) == "size 52.7 KB of at most 43.0 KB, drop 0.24% of at most 0.20%"

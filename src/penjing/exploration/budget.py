@@ -31,6 +31,19 @@ def parse_quantity(value: Any, units: dict[str, float], what: str) -> float:
     return number * (units[unit] if unit else 1.0)
 
 
+def describe(excess: dict[str, tuple[float, float]]) -> str:
+    """What ``Budget.excess`` found, with units: ``size 52.7 KB of at most 43.0 KB``."""
+    written = {
+        "size": lambda value: f"{value / 1e3:,.1f} KB",
+        "latency": lambda value: f"{value:,.3f} ms",
+        "drop": lambda value: f"{value:.2%}",
+    }
+    return ", ".join(
+        f"{name} {written[name](found)} of at most {written[name](limit)}"
+        for name, (found, limit) in excess.items()
+    )
+
+
 class Budget(BaseModel):
     """At most so many bytes, milliseconds and loss of score; what is None is not limited.
 

@@ -26,7 +26,7 @@ from torch import nn
 from penjing import report
 from penjing.deploy import artifact, measure
 from penjing.errors import PenjingError
-from penjing.exploration.budget import SECONDS, Budget, parse_quantity
+from penjing.exploration.budget import SECONDS, Budget, describe, parse_quantity
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.study import BASELINE, Contribution, Point, Study
 from penjing.recipe import Recipe, compress, identity
@@ -242,10 +242,7 @@ class _Search:
         self.trial(untrained)
         point = self.study.points.get(untrained.name)
         over = self.too_costly(point) if point else {}
-        found = ", ".join(
-            f"{name} {found:.4g} > {most:.4g}" for name, (found, most) in over.items()
-        )
-        return f"not trained, because it is over the budget without: {found}" if over else None
+        return f"not trained: without training it has {describe(over)}" if over else None
 
     def too_costly(self, point: Point) -> dict[str, tuple[float, float]]:
         """The limits of size and latency that ``point`` exceeds by more than training may save."""

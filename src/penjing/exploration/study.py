@@ -89,10 +89,15 @@ class Study:
 
     @property
     def frontier(self) -> list[Point]:
-        """The points that no other beats in packed bytes, latency and score at once, by size."""
+        """The points that no other beats in packed bytes, speed and score at once, by size."""
         points = list(self.points.values())
-        best = [p for p in points if not any(_dominates(q, p) for q in points)]
-        return sorted(best, key=lambda point: (point.packed_bytes, point.latency_ms))
+        best = [p for p in points if not any(self._beats(q, p) for q in points)]
+        return sorted(best, key=lambda point: (point.packed_bytes, self.speed(point)))
+
+    def _beats(self, a: Point, b: Point) -> bool:
+        # Speeds, since milliseconds of different runs also tell how busy the machine was.
+        x, y = ((p.packed_bytes, self.speed(p), -p.score) for p in (a, b))
+        return x != y and all(i <= j for i, j in zip(x, y, strict=True))
 
     @property
     def best(self) -> SavedPoint | None:
@@ -205,9 +210,3 @@ def write_json(path: Path, data: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(data, indent=1))
     partial.replace(path)
-
-
-def _dominates(a: Point, b: Point) -> bool:
-    better = (a.packed_bytes <= b.packed_bytes, a.latency_ms <= b.latency_ms, a.score >= b.score)
-    strictly = (a.packed_bytes, a.latency_ms, a.score) != (b.packed_bytes, b.latency_ms, b.score)
-    return all(better) and strictly
