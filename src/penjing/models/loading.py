@@ -221,6 +221,8 @@ def _run_file(path: Path) -> ModuleType:
 
 
 class Source(NamedTuple):
+    """Where models of one prefix come from, and what images they take."""
+
     model: Callable[..., nn.Module]
     """``(name, num_classes=, channels=)``, the options only if given."""
     preprocessing: Callable[[str], Preprocessing | None]

@@ -18,6 +18,8 @@ from penjing.tasks.preprocessing import CIFAR, MNIST, Preprocessing
 
 
 class Reference(NamedTuple):
+    """A reference net and the images it is trained on."""
+
     factory: Callable[..., nn.Module]
     """``(num_classes=, channels=)``"""
     preprocessing: Preprocessing

@@ -14,22 +14,27 @@ def number(value: float, decimals: int = 0) -> str:
 
 
 def kilobytes(count: float) -> str:
+    """Bytes in thousands."""
     return number(count / 1e3, 1)
 
 
 def megabytes(count: float) -> str:
+    """Bytes in millions."""
     return number(count / 1e6, 1)
 
 
 def millions(count: float) -> str:
+    """Multiply-accumulates in millions."""
     return number(count / 1e6, 2)
 
 
 def milliseconds(value: float) -> str:
+    """Milliseconds to the microsecond."""
     return number(value, 3)
 
 
 def times(value: float) -> str:
+    """A ratio, as in ``3.25×``."""
     return f"{number(value, 2 if value < 10 else 1)}×"
 
 
@@ -44,6 +49,7 @@ def signed(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in the two largest units, as in ``24 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

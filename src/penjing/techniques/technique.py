@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from torch import nn
 from penjing.tasks import Task
 
 
-class Technique(BaseModel):
+class Technique(BaseModel, ABC):
     """One way to make a model cheaper: settings, and the moments at which it touches a model.
 
     After training: ``attach``, ``bake``. During training: ``attach``, train (the loop calls ``step``
@@ -36,16 +37,16 @@ class Technique(BaseModel):
                 return f"{self.name} comes after {technique.name}, but {reason}"
         return None
 
+    @abstractmethod
     def attach(self, model: nn.Module, task: Task) -> None:
         """Put the technique on ``model``, in place, at full strength."""
-        raise NotImplementedError
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Set the strength for ``progress`` in [0, 1] of the training."""
 
+    @abstractmethod
     def bake(self, model: nn.Module) -> None:
         """Turn what ``attach`` put on into plain layers, in place."""
-        raise NotImplementedError
 
     def fresh(self) -> Technique:
         """The same settings without the state of a run."""
