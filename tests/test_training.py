@@ -61,6 +61,12 @@ class Watch(Technique):
         super().__init__()
         self._seen, self._at, self._action = [], at, action
 
+    def attach(self, model, task):
+        """It leaves the model as it is."""
+
+    def bake(self, model):
+        """There is nothing to bake."""
+
     def step(self, model, progress):
         self._seen.append(progress)
         if len(self._seen) - 1 == self._at:
