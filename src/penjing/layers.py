@@ -47,6 +47,13 @@ def compressible(model: nn.Module) -> dict[str, Layer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
 
 
+def is_sparse(layer: Layer) -> bool:
+    """Whether zeros of ``layer`` are meant: it is marked ``sparse``, or a parametrization on its weights
+    gives zeros."""
+    masked = parametrize.is_parametrized(layer, "weight") and bool((layer.weight == 0).any())
+    return masked or getattr(layer, "sparse", False)
+
+
 def original(module: nn.Module, name: str = "weight") -> Tensor:
     """The trainable tensor behind ``module.name``: below all parametrizations, if it has any."""
     if parametrize.is_parametrized(module, name):

@@ -281,7 +281,6 @@ class _Search:
             if point.candidate and not point.contributions:
                 point.contributions = self.contributions(point)
             self.study.add(point)
-        self.study.about["finished"] = True
 
     def contributions(self, point: Point) -> list[Contribution]:
         """Measure the model after each stage; stages come from the cache, the last is the point."""

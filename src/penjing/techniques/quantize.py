@@ -140,7 +140,7 @@ def _remove_input_quantizer(layer: Layer) -> None:
 
 def _quantize_weight(name: str, layer: Layer, bits: int, moments: Tensor | None) -> WeightQuantizer:
     weight = layer.weight.detach()
-    if bits == 1 and _is_sparse(layer):
+    if bits == 1 and layers.is_sparse(layer):
         raise PenjingError(
             f"layer {name} is sparse, and a 1-bit grid has no zero; use weight_bits=2 or do not "
             "prune single weights."
@@ -173,11 +173,6 @@ def _unsaturated(layer: Layer, weight: Tensor, scale: Tensor, slack: int = 1) ->
         return scale  # it will run in float
     safe = safe_scale(layer, weight, scale.expand(len(weight)), slack)
     return safe if len(scale) > 1 else safe.amax(0, keepdim=True)
-
-
-def _is_sparse(layer: Layer) -> bool:
-    masked = parametrize.is_parametrized(layer, "weight") and bool((layer.weight == 0).any())
-    return masked or getattr(layer, "sparse", False)
 
 
 def _scale(layer: Layer, weight: Tensor, bits: int) -> Tensor:

@@ -145,7 +145,7 @@ def _check(name: str, layer: Layer) -> None:
 def _share(layer: Layer, bits: int) -> None:
     weight = layer.weight.detach()
     flat = weight.cpu().numpy().reshape(-1)
-    shared = flat != 0 if _is_sparse(layer) else np.ones(flat.shape, bool)
+    shared = flat != 0 if layers.is_sparse(layer) else np.ones(flat.shape, bool)
     codebook = _cluster(flat, shared, bits, weight)
     # Not a function of the former weight: what trains from here on is the codebook.
     parametrize.register_parametrization(layer, "weight", codebook, unsafe=True)
@@ -160,11 +160,6 @@ def _cluster(flat: np.ndarray, shared: np.ndarray, bits: int, weight: Tensor) ->
     indices[shared] = nearest
     values = torch.from_numpy(centroids).to(weight)
     return Codebook(values, torch.from_numpy(indices).reshape(weight.shape).to(weight.device), bits)
-
-
-def _is_sparse(layer: Layer) -> bool:
-    masked = parametrize.is_parametrized(layer, "weight") and bool((layer.weight == 0).any())
-    return masked or getattr(layer, "sparse", False)
 
 
 def _codebook(layer: Layer) -> Codebook | None:
