@@ -165,7 +165,7 @@ def test_torchvision_data_set(tmp_path):
     torch.testing.assert_close(
         batch[:, 0], (torch.from_numpy(images) / 255 - 0.1307) / 0.3081, atol=1e-5, rtol=1e-5
     )
-    assert not task.mirrored
+    assert not task.splits["train"].mirrored
 
 
 @pytest.mark.parametrize(

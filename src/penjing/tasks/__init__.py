@@ -2,6 +2,6 @@
 
 from penjing.tasks.datasets import from_arrays, load
 from penjing.tasks.preprocessing import Preprocessing
-from penjing.tasks.task import Task, evaluate
+from penjing.tasks.task import Task, evaluate, outputs_of
 
-__all__ = ["Preprocessing", "Task", "evaluate", "from_arrays", "load"]
+__all__ = ["Preprocessing", "Task", "evaluate", "from_arrays", "load", "outputs_of"]

@@ -138,15 +138,15 @@ def _task(
 ) -> Task:
     images = sum(len(labels) for _, labels in parts.values())
     keep = images * preprocessing.channels * preprocessing.size**2 <= LARGEST_IN_MEMORY
-    splits = {
-        name: Images(sources, labels, preprocessing, keep=keep, root=root)
-        for name, (sources, labels) in parts.items()
-    }
     # Grey images are mostly characters and X-rays, whose mirror image is another thing.
     sources = parts["train"][0]
     grey = isinstance(sources, np.ndarray) and (sources.ndim == 3 or sources.shape[3] == 1)
     mirrored = preprocessing.channels == 3 and not grey
-    return Task(classes, preprocessing, splits, seed, mirrored, loss, score)
+    splits = {
+        name: Images(sources, labels, preprocessing, keep=keep, root=root, mirrored=mirrored)
+        for name, (sources, labels) in parts.items()
+    }
+    return Task(classes, preprocessing, splits, seed, loss, score)
 
 
 def _split_off(parts: dict[str, Labelled], name: str, amount: float | int, seed: int) -> None:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Generator, Tensor
 
 from penjing.errors import PenjingError
+from penjing.tasks import augment
 from penjing.tasks.preprocessing import Preprocessing
 
 # Image decoding releases Python's lock, so threads are enough and errors arrive unchanged.
@@ -36,6 +37,7 @@ class Images:
         preprocessing: what is done to each image.
         keep: whether decoded images stay in memory.
         root: folder that the files' names are taken relative to in the fingerprint.
+        mirrored: whether a mirrored image is still of its class, so that augmentation may mirror it.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Images:
         *,
         keep: bool = True,
         root: Path | None = None,
+        mirrored: bool = True,
     ):
         self.sources = sources
         self.labels = labels
         self.preprocessing = preprocessing
         self.keep = keep
         self.root = root
+        self.mirrored = mirrored
         self._pixels: Tensor | None = None
         self._decoded = torch.zeros(len(labels), dtype=torch.bool)
         if isinstance(sources, np.ndarray) and self._is_input(sources):
@@ -63,8 +67,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels uint8 ``[n, C, H, W]`` and labels int64 ``[n]`` of the images at ``order``."""
+    def batches(
+        self, order: Tensor, batch_size: int, generator: Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels uint8 ``[n, C, H, W]`` and labels int64 ``[n]`` of the images at ``order``; with a
+        generator, each shifted and, where it may be, mirrored at random."""
+        for pixels, labels in self._plain_batches(order, batch_size):
+            if generator is not None:
+                pixels = augment.shift(pixels, generator)
+                if self.mirrored:
+                    pixels = augment.flip(pixels, generator)
+            yield pixels, labels
+
+    def _plain_batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self.keep:
             self._decode_into_memory(order)
             assert self._pixels is not None

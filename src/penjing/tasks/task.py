@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PenjingError
-from penjing.tasks import augment as augmentation
-from penjing.tasks.images import Images
 from penjing.tasks.preprocessing import Preprocessing
 
 SplitName = Literal["train", "validation", "test"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], float]
+
+
+class Split(Protocol):
+    """Images of one split with what is known of them."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, order: Tensor, batch_size: int, generator: Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels uint8 ``[n, C, H, W]`` and targets ``[n, ...]`` of the images at ``order``; with a
+        generator, changed at random as training images are."""
+        ...
+
+    def digest(self) -> bytes:
+        """SHA-256 of what makes the split what it is."""
+        ...
 
 
 @dataclass
@@ -32,11 +47,9 @@ class Task:
 
     classes: list[str]
     preprocessing: Preprocessing
-    splits: dict[str, Images]
+    splits: Mapping[str, Split]
     """``train``, ``validation`` and, if there is one, ``test``."""
     seed: int = 0
-    mirrored: bool = True
-    """Whether a mirrored image is still of its class, so that augmentation may mirror it."""
     custom_loss: Loss | None = None
     """``(output, target) -> scalar``; None is cross entropy."""
     custom_score: Score | None = None
@@ -76,11 +89,11 @@ class Task:
         seed: int = 0,
         limit: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: model input float32 ``[n, C, H, W]`` and labels int64 ``[n]``.
+        """One pass: model input float32 ``[n, C, H, W]`` and targets, of classes int64 ``[n]``.
 
         Args:
             shuffle: random order, the same for the same ``seed``.
-            augment: shift each image at random and, unless it is grey, mirror it.
+            augment: change each image at random, as its split does.
             seed: of order and augmentation; a training loop passes its epoch.
             limit: read only so many images, always the same random ones.
 
@@ -92,12 +105,8 @@ class Task:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + seed)
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
-        for pixels, labels in images.batches(order, batch_size):
-            if augment:
-                pixels = augmentation.shift(pixels, generator)
-                if self.mirrored:
-                    pixels = augmentation.flip(pixels, generator)
-            yield self.preprocessing.normalize(pixels), labels
+        for pixels, targets in images.batches(order, batch_size, generator if augment else None):
+            yield self.preprocessing.normalize(pixels), targets
 
     def calibration(self, images: int = 512, batch_size: int = 64) -> list[Tensor]:
         """Model inputs float32 ``[n, C, H, W]`` of a fixed random choice of training images."""
@@ -129,7 +138,7 @@ class Task:
         have one column a class (not asked with a custom loss)."""
         shape = list(self.example.shape)
         try:
-            output = _outputs(model, iter([(self.example, torch.zeros(1))]))[0]
+            output = outputs_of(model, iter([(self.example, torch.zeros(1))]))[0]
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise PenjingError(
@@ -143,7 +152,7 @@ class Task:
                 f"model with num_classes={len(self.classes)} or use the data it was trained for."
             )
 
-    def _images(self, split: SplitName) -> Images:
+    def _images(self, split: SplitName) -> Split:
         if split not in self.splits:
             raise PenjingError(
                 f"The task has no {split} images, only {', '.join(self.splits)}; "
@@ -171,10 +180,11 @@ def evaluate(
     Args:
         limit: score only so many images, always the same random ones.
     """
-    return task.score(*_outputs(model, task.batches(split, batch_size, limit=limit)))
+    return task.score(*outputs_of(model, task.batches(split, batch_size, limit=limit)))
 
 
-def _outputs(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def outputs_of(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The outputs of ``model`` in evaluation mode on all ``batches``, and their targets."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     modes = {module: module.training for module in model.modules()}
