@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from penjing import recipe as recipes
-from penjing.deploy import export
+from penjing.deploy.export import export
 from penjing.deploy.runtime_onnxruntime import run
 from penjing.errors import PenjingError
 from penjing.recipe import Recipe, compress

@@ -33,7 +33,7 @@ _HOME = {
     "TrainSettings": "training",
     "compress": "recipe",
     "explore": "exploration",
-    "export": "deploy",
+    "export": "deploy.export",
     "from_arrays": "tasks",
     "inspect": "container",
     "load_model": "models:load",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from onnx_ir.passes import InPlacePass
 from pydantic import BaseModel, Field
 from torch import nn
 
@@ -37,10 +38,12 @@ class Card(BaseModel):
         reference_latency_ms: of the reference file, timed in turns with this one.
         peak_rss_bytes: of a process that does nothing but run ``model.onnx``.
         score, split: the task's score of ``model.onnx`` and the split it was taken on.
-        export_max_error, export_top1_agreement: between ``model.onnx`` and the PyTorch model.
+        export_max_error, export_top1_agreement: between ``model.onnx`` and the PyTorch model. Of a
+            file with finishing passes: of the graph before them.
         kernels: how often each operator occurs in the runtime's optimized graph.
         notes: what does not run on the integers it is stored in.
         layers: name, kind, shape (of the weight), params, macs, format, sparsity.
+        figures: what else was measured on the split, by name.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Card(BaseModel):
     kernels: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     layers: list[dict[str, Any]] = Field(default_factory=list)
+    figures: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     cpu: str = ""
     threads: int = 1
@@ -74,6 +78,8 @@ def build(
     recipe: dict[str, Any] | None,
     split: str = "validation",
     reference: Path | None = None,
+    finish: Sequence[InPlacePass] = (),
+    figures: Callable[[Path], dict[str, float]] | None = None,
 ) -> Card:
     """Write ``model.onnx``, ``model.penjing`` and ``card.json`` to ``folder`` (made if missing).
 
@@ -82,6 +88,8 @@ def build(
         recipe: how it was made.
         split: on which the file is scored.
         reference: an ONNX file that is timed in turns with this one.
+        finish: passes that run on the exported graph at the end.
+        figures: more measurements of ``model.onnx``, for the card.
 
     Raises:
         PenjingError: the model cannot be exported, or the runtime cannot run it.
@@ -90,6 +98,9 @@ def build(
     path, packed = folder / "model.onnx", folder / "model.penjing"
     batches = task.calibration(CALIBRATION)
     notes = export(model, task.example, path, calibration=batches)
+    agreement = measure.agreement(model, path, batches)
+    if finish:
+        export(model, task.example, path, calibration=batches, finish=finish)
     costs = profile(model, task.example)
     card = Card(
         name=str((recipe or {}).get("name", type(model).__name__)),
@@ -98,7 +109,10 @@ def build(
         macs=costs.macs,
         onnx_bytes=path.stat().st_size,
         packed_bytes=container.pack(path, packed),
-        **_measurements(model, task, path, split, reference, batches),
+        **_measurements(task, path, split, reference),
+        export_max_error=agreement.max_error,
+        export_top1_agreement=agreement.top1,
+        figures=figures(path) if figures else {},
         notes=notes,
         layers=[_describe(model, layer) for layer in costs.layers],
         versions={package: metadata.version(package) for package in PACKAGES},
@@ -108,16 +122,8 @@ def build(
     return card
 
 
-def _measurements(
-    model: nn.Module,
-    task: Task,
-    path: Path,
-    split: str,
-    reference: Path | None,
-    batches: list[torch.Tensor],
-) -> dict[str, Any]:
+def _measurements(task: Task, path: Path, split: str, reference: Path | None) -> dict[str, Any]:
     timed = measure.latency([path, *([reference] if reference else [])])
-    agreement = measure.agreement(model, path, batches)
     return {
         "latency_ms": timed[0].median_ms,
         "latency_p10_ms": timed[0].p10_ms,
@@ -126,8 +132,6 @@ def _measurements(
         "peak_rss_bytes": measure.peak_rss(path),
         "score": measure.score(path, task, split),
         "split": split,
-        "export_max_error": agreement.max_error,
-        "export_top1_agreement": agreement.top1,
         "kernels": dict(runtime.kernels(path)),
     }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import InPlacePass
 from torch import Tensor, nn
 
 from penjing import layers
@@ -22,7 +23,12 @@ from penjing.layers import IntegerWeights
 
 
 def export(
-    model: nn.Module, example: Tensor, path: str | Path, *, calibration: Sequence[Tensor] = ()
+    model: nn.Module,
+    example: Tensor,
+    path: str | Path,
+    *,
+    calibration: Sequence[Tensor] = (),
+    finish: Sequence[InPlacePass] = (),
 ) -> list[str]:
     """Write ``model`` to ``path`` as ONNX with weights stored as they are counted.
 
@@ -34,6 +40,7 @@ def export(
         calibration: batches like ``example``. Needed when a layer has an 8-bit input: the results
             that no layer's own quantizer describes (of additions, poolings...) get their ranges
             from them.
+        finish: passes that run last, on the lowered graph.
 
     Returns:
         One sentence for every group of layers that does not run on its stored integers.
@@ -47,7 +54,8 @@ def export(
     taken = take_layers(model)
     graph = _to_onnx(model, example, opset=_opset(taken))
     notes: list[str] = []
-    for step in lowering(taken, [batch.numpy() for batch in calibration], notes):
+    lowered = lowering(taken, [batch.numpy() for batch in calibration], notes)
+    for step in (*lowered, *finish):
         step(graph)
     ir.save(graph, str(path))
     return notes

@@ -60,7 +60,19 @@ def latency(
     machine's load or clock, and what another file leaves in the caches, meets all of them alike.
     ``runs`` are cut to what fits in ``seconds``, but not below 20.
     """
-    calls = [_inference(path, threads) for path in paths]
+    return time_calls(
+        [_inference(path, threads) for path in paths], runs=runs, warmup=warmup, seconds=seconds
+    )
+
+
+def time_calls(
+    calls: Sequence[Callable[[], object]],
+    *,
+    runs: int = 300,
+    warmup: int = 10,
+    seconds: float = 10.0,
+) -> list[Latency]:
+    """Time every call in turns, as ``latency`` does files."""
     for call in calls:
         for _ in range(warmup):
             call()
@@ -89,26 +101,31 @@ def peak_rss(path: str | Path) -> int:
 
 def score(path: str | Path, task: Task, split: str, limit: int | None = None) -> float:
     """``task.score`` of the deployed file over ``split``, or over its first ``limit`` images."""
+    return float(task.score(*outputs(path, task, split, limit)))
+
+
+def outputs(
+    path: str | Path, task: Task, split: str, limit: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the deployed file gives over ``split``, and the targets, both ``[N, ...]``."""
     opened = runtime.session(path)
-    feed = opened.get_inputs()[0].name
-    outputs: list[list[np.ndarray]] = []
+    found: list[list[np.ndarray]] = []
     targets: list[Tensor] = []
     for images, target in task.batches(split, limit=limit):  # type: ignore[arg-type]
-        outputs.append(opened.run(None, {feed: images.numpy()}))
+        found.append(opened.run(None, runtime.feed(opened, images.numpy())))
         targets.append(target)
-    columns = [torch.from_numpy(np.concatenate(c)) for c in zip(*outputs, strict=True)]
+    columns = [torch.from_numpy(np.concatenate(c)) for c in zip(*found, strict=True)]
     output = columns[0] if len(columns) == 1 else tuple(columns)
-    return float(task.score(output, torch.cat(targets)))  # type: ignore[arg-type]
+    return output, torch.cat(targets)  # type: ignore[return-value]
 
 
 def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> Agreement:
     """Compare ``path`` with ``model`` (run in eval mode) on ``batches`` (float32 ``[N, C, H, W]``)."""
     opened = runtime.session(path)
-    feed = opened.get_inputs()[0].name
     worst, same = 0.0, []
     for batch in batches:
         expected = _expected(model, batch)
-        found = [torch.from_numpy(o) for o in opened.run(None, {feed: batch.numpy()})]
+        found = [torch.from_numpy(o) for o in opened.run(None, runtime.feed(opened, batch.numpy()))]
         worst = max([worst, *(_difference(e, f) for e, f in zip(expected, found, strict=True))])
         same.append((expected[0].argmax(1) == found[0].argmax(1)).flatten())
     return Agreement(worst, float(torch.cat(same).double().mean()))
@@ -176,9 +193,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 def _inference(path: str | Path, threads: int) -> Callable[[], object]:
     opened = runtime.session(path, threads)
-    image = opened.get_inputs()[0]
-    shape = [size if isinstance(size, int) else 1 for size in image.shape]
-    feed = {image.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    feed = runtime.any_image(opened)
     return lambda: opened.run(None, feed)
 
 

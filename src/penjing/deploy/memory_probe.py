@@ -18,8 +18,9 @@ def main(path: str) -> None:
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     image = session.get_inputs()[0]
     shape = [size if isinstance(size, int) else 1 for size in image.shape]
+    kind = np.uint8 if image.type == "tensor(uint8)" else np.float32
     for _ in range(3):
-        session.run(None, {image.name: np.zeros(shape, np.float32)})
+        session.run(None, {image.name: np.zeros(shape, kind)})
     print(_peak_bytes())
 
 

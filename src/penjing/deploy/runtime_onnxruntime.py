@@ -28,8 +28,29 @@ def session(source: Source, threads: int = 1) -> ort.InferenceSession:
 def run(source: Source, batches: Iterable[np.ndarray], threads: int = 1) -> list[list[np.ndarray]]:
     """The outputs of every batch (float32 ``[N, C, H, W]``), in the order of the graph's outputs."""
     opened = session(source, threads)
-    feed = opened.get_inputs()[0].name
-    return [opened.run(None, {feed: np.asarray(batch, np.float32)}) for batch in batches]
+    return [opened.run(None, feed(opened, batch)) for batch in batches]
+
+
+def feed(opened: ort.InferenceSession, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """``batch`` float32 ``[N, C, H, W]`` as ``opened`` takes it.
+
+    A file that takes uint8 takes pixels ``[N, H, W, C]``; the batch is then in [0, 1].
+    """
+    image = opened.get_inputs()[0]
+    if image.type == "tensor(uint8)":
+        batch = np.rint(np.asarray(batch) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        return {image.name: np.ascontiguousarray(batch)}
+    return {image.name: np.asarray(batch, np.float32)}
+
+
+def any_image(opened: ort.InferenceSession) -> dict[str, np.ndarray]:
+    """One image of random values, of the shape and type that ``opened`` takes."""
+    image = opened.get_inputs()[0]
+    shape = [size if isinstance(size, int) else 1 for size in image.shape]
+    random = np.random.default_rng(0)
+    if image.type == "tensor(uint8)":
+        return {image.name: random.integers(256, size=shape, dtype=np.uint8)}
+    return {image.name: random.standard_normal(shape).astype(np.float32)}
 
 
 def kernels(source: Source) -> Counter[str]:
