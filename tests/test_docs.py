@@ -32,9 +32,11 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("document", "line"), commands())
 def test_commands_and_options_exist(document: str, line: str):
     words = shlex.split(line.split("#")[0])
-    command = typer.main.get_command(cli.app).commands[words[1]]
+    command, *words = typer.main.get_command(cli.app), *words[1:]
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
     known = {option for parameter in command.params for option in parameter.opts}
-    used = {word.split("=")[0] for word in words[2:] if word.startswith("-")}
+    used = {word.split("=")[0] for word in words if word.startswith("-")}
     assert used <= known, f"{document}: {used - known}"
 
 

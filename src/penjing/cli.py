@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from penjing import cli_attend
+from penjing.cli_output import print_json, print_table, writable
+from penjing.cli_output import report as report_figures
 from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_attend.app, name="attend")
 
 Spec = Annotated[
     str,
@@ -73,14 +76,14 @@ def profile(
 
     profiles = [profiling.profile_spec(spec, image_size) for spec in models]
     if as_json:
-        _print_json([entry.to_dict() for entry in profiles])
+        print_json([entry.to_dict() for entry in profiles])
     elif csv:
         sys.stdout.write(profiling.to_csv(profiles))
     elif layers:
         for entry in profiles:
-            _print(profiling.layer_table(entry))
+            print_table(profiling.layer_table(entry))
     else:
-        _print(profiling.table(profiles))
+        print_table(profiling.table(profiles))
 
 
 @app.command()
@@ -108,7 +111,7 @@ def train(
     from penjing.tasks import evaluate
 
     torch.manual_seed(seed)
-    _writable(output)
+    writable(output)
     options = (image_size, resize, mean, std, interpolation)
     net, task = _model_and_task(model, weights, data, root, options)
     settings = training.TrainSettings(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
@@ -123,7 +126,7 @@ def train(
         "validation_score": result.score,
         "test_score": evaluate(net, task, "test") if task.has_test else None,
     }
-    _report(figures, as_json)
+    report_figures(figures, as_json)
 
 
 @app.command()
@@ -150,7 +153,7 @@ def compress(
     from penjing.deploy import artifact
 
     steps = recipes.load(recipe)
-    _writable(output / "card.json")
+    writable(output / "card.json")
     options = (image_size, resize, mean, std, interpolation)
     net, task = _model_and_task(model, weights, data, root, options)
     guide = _model(teacher, teacher_weights, task) if teacher else None
@@ -163,7 +166,7 @@ def compress(
         recipe=steps.to_dict(),
         reference=output / "original" / "model.onnx",
     )
-    _report(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
+    report_figures(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
 
 
 @app.command()
@@ -190,7 +193,7 @@ def explore(
     from penjing import exploration
 
     budget = exploration.Budget(size=max_size, latency=max_latency, drop=max_drop)
-    _writable(output / "study.json")
+    writable(output / "study.json")
     options = (image_size, resize, mean, std, interpolation)
     net, task = _model_and_task(model, weights, data, root, options)
     command = shlex.join(["penjing", *sys.argv[1:]])
@@ -212,9 +215,9 @@ def bench(
 
     rows = measure.bench(files, runs=runs, threads=threads)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _print(measure.table(rows))
+        print_table(measure.table(rows))
 
 
 @app.command()
@@ -228,11 +231,11 @@ def pack(
     from penjing import container
 
     target = target or source.with_suffix(".penjing")
-    _writable(target)
+    writable(target)
     packed = container.pack(source, target, coder)  # type: ignore[arg-type]
     size = source.stat().st_size
     figures = {"file": str(target), "bytes": packed, "onnx_bytes": size, "ratio": size / packed}
-    _report(figures, as_json)
+    report_figures(figures, as_json)
 
 
 @app.command()
@@ -244,7 +247,7 @@ def unpack(
     from penjing import container
 
     target = target or source.with_suffix(".onnx")
-    _writable(target)
+    writable(target)
     container.unpack(source, target)
 
 
@@ -257,10 +260,10 @@ def inspect(
 
     contents = container.inspect(source)
     if as_json:
-        _print_json(contents.to_dict())
+        print_json(contents.to_dict())
     else:
         typer.echo(f"{contents.total_bytes:,} bytes, of {contents.onnx_bytes:,} in ONNX: {source}")
-        _print(_contents_table(contents))
+        print_table(_contents_table(contents))
 
 
 @app.command()
@@ -271,7 +274,7 @@ def report(
     """Write a study as one self-contained HTML page."""
     from penjing import report as pages
 
-    _writable(output)
+    writable(output)
     pages.write(study, output)
     Console(stderr=True).print(f"wrote {output}")
 
@@ -286,7 +289,7 @@ def demo(
     """Train a small CNN on handwritten digits and explore all techniques on it, in minutes."""
     from penjing import demonstration
 
-    _writable(output / "study.json")
+    writable(output / "study.json")
     _print_study(demonstration.run(output), as_json)
 
 
@@ -358,27 +361,14 @@ def _floats(text: str | None, option: str) -> tuple[float, ...] | None:
         ) from error
 
 
-def _writable(path: Path) -> None:
-    """Fail before the work, not after it, when its result cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.parent / f".{path.name}.probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise PenjingError(
-            f"cannot write {path}: {error.strerror}; choose another place"
-        ) from error
-
-
 def _print_study(study: Study, as_json: bool) -> None:
     from penjing import report as pages
     from penjing.exploration.budget import describe
 
     if as_json:
-        _print_json(study.to_dict())
+        print_json(study.to_dict())
     else:
-        _print(pages.table(study.to_dict()))
+        print_table(pages.table(study.to_dict()))
         Console(stderr=True).print(f"report: {study.folder / 'report.html'}")
     if study.best is None:
         point, excess = study.nearest()
@@ -405,28 +395,6 @@ def _contents_table(contents: Contents) -> Table:
     table.add_section()
     table.add_row("graph", "", "", "lzma", f"{contents.skeleton_bytes:,}", "", "")
     return table
-
-
-def _report(figures: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(figures)
-        return
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in figures.items():
-        if isinstance(value, str | int | float | None):
-            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
-            table.add_row(name.replace("_", " "), text)
-    _print(table)
-
-
-def _print(what: Any) -> None:
-    Console().print(what)
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
 
 
 if __name__ == "__main__":

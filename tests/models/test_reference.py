@@ -25,7 +25,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
     model = models.load(f"penjing:{name}")
     counted = list(model.parameters())
@@ -34,7 +34,7 @@ def test_parameter_count(name):
     assert sum(tensor.numel() for tensor in counted) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_takes_its_own_preprocessing_and_any_width(name):
     expected = models.preprocessing(f"penjing:{name}")
     image = torch.zeros(2, expected.channels, expected.size, expected.size)
@@ -42,6 +42,14 @@ def test_takes_its_own_preprocessing_and_any_width(name):
     other = 4 - expected.channels
     image = torch.zeros(2, other, expected.size, expected.size)
     assert models.load(f"penjing:{name}", num_classes=7, channels=other)(image).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE.keys() - PARAMETERS.keys()))
+def test_detectors_give_maps_at_a_quarter_of_any_size(name):
+    for channels, height, width in ((3, 64, 96), (1, 128, 80)):
+        model = models.load(f"penjing:{name}", channels=channels)
+        maps = model(torch.zeros(2, channels, height, width))
+        assert maps.shape == (2, 5, height // 4, width // 4)
 
 
 def test_option_a_shortcut_has_the_papers_form():

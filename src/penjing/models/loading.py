@@ -173,7 +173,8 @@ def _reference_preprocessing(name: str) -> Preprocessing:
 
 
 def _from_reference(name: str, **options: int) -> nn.Module:
-    return _reference(name).factory(**options)
+    factory = _reference(name).factory
+    return factory(**_accepted(factory, options))
 
 
 def _from_file(spec: str, **options: int) -> nn.Module:

@@ -6,10 +6,12 @@ To add one, write its module and add a line here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
+from penjing.models.heat_map import FAMILY, heat_map
 from penjing.models.lenet import lenet5, lenet_300_100
 from penjing.models.mlperf_tiny import mobilenet_v1_025, resnet8
 from penjing.models.resnet_cifar import resnet20_cifar, resnet56_cifar
@@ -21,11 +23,11 @@ class Reference(NamedTuple):
     """A reference net and the images it is trained on."""
 
     factory: Callable[..., nn.Module]
-    """``(num_classes=, channels=)``"""
+    """``(num_classes=, channels=)``; a detector has no ``num_classes``."""
     preprocessing: Preprocessing
 
 
-WAKE_WORDS = Preprocessing(size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
+PIXELS = Preprocessing(size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 REFERENCE = {
     "lenet_300_100": Reference(lenet_300_100, MNIST),
@@ -34,5 +36,6 @@ REFERENCE = {
     "resnet56_cifar": Reference(resnet56_cifar, CIFAR),
     "vgg16_bn_cifar": Reference(vgg16_bn_cifar, CIFAR),
     "resnet8": Reference(resnet8, CIFAR),
-    "mobilenet_v1_025": Reference(mobilenet_v1_025, WAKE_WORDS),
+    "mobilenet_v1_025": Reference(mobilenet_v1_025, PIXELS),
+    **{f"heat_map_{size // 1000}kb": Reference(partial(heat_map, size), PIXELS) for size in FAMILY},
 }

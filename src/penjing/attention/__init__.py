@@ -1,0 +1,42 @@
+"""Selective attention: a tiny detector finds the region of interest, a big model sees only that."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from penjing.errors import PenjingError
+
+if TYPE_CHECKING:
+    from penjing.attention.bundle import load, save
+    from penjing.attention.crop import Crop
+    from penjing.attention.detector import Detector
+    from penjing.attention.motion import Motion
+    from penjing.attention.pipeline import Found, Pipeline
+    from penjing.attention.training import train
+
+__all__ = ["Crop", "Detector", "Found", "Motion", "Pipeline", "load", "save", "train"]
+
+_HOME = {
+    "Crop": "crop",
+    "Detector": "detector",
+    "Found": "pipeline",
+    "Motion": "motion",
+    "Pipeline": "pipeline",
+    "load": "bundle",
+    "save": "bundle",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'penjing.attention' has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"penjing.attention.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("cv2", "pycocotools"):
+            raise
+        raise PenjingError(
+            f"penjing.attention needs {error.name}; pip install penjing[attention]."
+        ) from error

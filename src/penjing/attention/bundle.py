@@ -1,0 +1,232 @@
+"""A whole pipeline as one file: detector, crop, model, and what they take on this machine.
+
+The file is a ZIP archive without compression of ``pipeline.json``, ``card.json``,
+``detector.penjing`` and, where there is a model behind, ``model.onnx`` or ``model.penjing``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from penjing import container
+from penjing.attention.crop import Crop
+from penjing.attention.detector import Detector
+from penjing.attention.motion import Gate, Motion
+from penjing.attention.pipeline import Pipeline
+from penjing.errors import PenjingError
+
+PLAN, CARD, DETECTOR = "pipeline.json", "card.json", "detector.penjing"
+LARGEST = 2**30
+"""Bytes that a member may have; what a bundle declares beyond that is not read."""
+
+
+class Plan(BaseModel):
+    """What ``pipeline.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    threshold: float
+    every: int = Field(ge=1)
+    motion: Motion | None
+    crops: list[Crop]
+    model: Literal["model.onnx", "model.penjing"] | None
+
+
+def save(
+    pipeline: Pipeline, path: str | Path, frames: Sequence[NDArray[np.uint8]]
+) -> dict[str, Any]:
+    """Write ``pipeline`` to ``path`` and return its card.
+
+    A PyTorch model is exported to ONNX; ``postprocess`` is code and is not in the file: give it to
+    ``load``.
+
+    Args:
+        frames: what the camera sees, uint8 RGB ``[H, W, 3]``, some with an object: the latencies in
+            the card are measured on them.
+
+    Raises:
+        PenjingError: the model is a Python function, or a module whose crops differ in width.
+    """
+    if not isinstance(pipeline.detector, Detector):
+        raise PenjingError("Only a pipeline whose detector is a file (Detector.load) can be saved.")
+    with tempfile.TemporaryDirectory() as folder:
+        model = _model_file(pipeline, Path(folder))
+        plan = Plan(
+            threshold=pipeline.detector.threshold,
+            every=pipeline.every,
+            motion=pipeline.motion,
+            crops=pipeline.crops,
+            model="model" + model.suffix if model else None,  # type: ignore[arg-type]
+        )
+        (onnx := Path(folder, "detector.onnx")).write_bytes(pipeline.detector.source)
+        container.pack(onnx, packed := Path(folder, DETECTOR))
+        card = _card(pipeline, packed, model, frames)
+        partial = Path(path).with_name(Path(path).name + ".partial")
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(PLAN, plan.model_dump_json(indent=1))
+            archive.writestr(CARD, json.dumps(card, indent=1))
+            archive.write(packed, DETECTOR)
+            if model:
+                archive.write(model, plan.model)
+        partial.replace(path)
+    return card
+
+
+def load(
+    path: str | Path, *, postprocess: Callable[[Any], Any] | None = None, threads: int = 1
+) -> Pipeline:
+    """The pipeline in a bundle. Nothing in it is executed or unpickled.
+
+    Raises:
+        PenjingError: the file cannot be read or is no bundle.
+    """
+    members = _members(Path(path))
+    plan = _plan(Path(path), members)
+    with tempfile.TemporaryDirectory() as folder:
+        detector = Path(folder, DETECTOR)
+        detector.write_bytes(members[DETECTOR])
+        model = Path(folder, plan.model) if plan.model else None
+        if model:
+            model.write_bytes(members[model.name])
+        try:
+            return Pipeline(
+                Detector.load(detector, threads=threads, threshold=plan.threshold),
+                plan.crops,
+                model,
+                every=plan.every,
+                motion=plan.motion,
+                postprocess=postprocess,
+                threads=threads,
+            )
+        except PenjingError as error:
+            raise PenjingError(f"{path} is a damaged bundle: {error}") from error
+
+
+def card(path: str | Path) -> dict[str, Any]:
+    """What was measured when the bundle was saved."""
+    try:
+        return dict(json.loads(_members(Path(path))[CARD]))
+    except (ValueError, TypeError) as error:
+        raise PenjingError(
+            f"{path}: {CARD} is not JSON ({error}); save the bundle again."
+        ) from error
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """The members of the archive by name, all of them known."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            needed = {PLAN, CARD, DETECTOR}
+            extra = entries.keys() - needed - {"model.onnx", "model.penjing"}
+            if extra or needed - entries.keys():
+                raise PenjingError(
+                    f"{path} is no bundle: it holds {', '.join(sorted(entries)) or 'nothing'}; expected "
+                    f"{', '.join(sorted(needed))}. Save it again."
+                )
+            for entry in entries.values():
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > LARGEST:
+                    raise PenjingError(
+                        f"{path}: {entry.filename} is compressed or larger than {LARGEST:,} bytes; "
+                        "bundles are neither. Save it again."
+                    )
+            return {name: archive.read(entry) for name, entry in entries.items()}
+    except OSError as error:
+        raise PenjingError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise PenjingError(
+            f"{path} is no bundle or is damaged ({error}); save it again."
+        ) from error
+
+
+def _plan(path: Path, members: dict[str, bytes]) -> Plan:
+    try:
+        plan = Plan.model_validate_json(members[PLAN])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise PenjingError(f"{path}: {PLAN}: {place}: {first['msg']}; save it again.") from error
+    if plan.model is not None and plan.model not in members:
+        raise PenjingError(f"{path}: {plan.model} is missing from the bundle; save it again.")
+    return plan
+
+
+def _model_file(pipeline: Pipeline, folder: Path) -> Path | None:
+    model = pipeline.model
+    if model is None:
+        return None
+    if isinstance(model, str | Path):
+        return Path(model)
+    widths = {(crop.height, crop.width) for crop in pipeline.crops}
+    if not hasattr(model, "state_dict") or len(widths) > 1 or None in next(iter(widths)):
+        raise PenjingError(
+            "Only a model that is a file, or a PyTorch module whose crops all have one height and "
+            "width, can be saved in a bundle; export the model to ONNX first."
+        )
+    import torch
+
+    from penjing.deploy.export import export
+
+    crop = pipeline.crops[0]
+    example = torch.zeros(1, crop.channels, crop.height, crop.width or 0)
+    export(model, example, target := folder / "model.onnx")  # type: ignore[arg-type]
+    return target
+
+
+def _card(
+    pipeline: Pipeline, detector: Path, model: Path | None, frames: Sequence[NDArray[np.uint8]]
+) -> dict[str, Any]:
+    return {
+        "detector_bytes": detector.stat().st_size,
+        "model_bytes": model.stat().st_size if model else None,
+        "latencies": latencies(pipeline, frames),
+    }
+
+
+def latencies(pipeline: Pipeline, frames: Sequence[NDArray[np.uint8]]) -> dict[str, dict[str, Any]]:
+    """Milliseconds (median, tenth and ninetieth percentile) of the parts of ``pipeline``, timed in
+    turns: its detector, its gate, one object's crops with the model, a whole frame without and with
+    objects, all on one thread. What ``frames`` do not show is left out."""
+    from penjing.deploy import measure
+
+    seen = [(frame, pipeline.detector(frame)) for frame in frames]
+    empty = next((frame for frame, found in seen if not len(found)), None)
+    full = next(((frame, found) for frame, found in seen if len(found)), None)
+    calls: dict[str, Callable[[], object]] = {"detector": lambda: pipeline.detector(seen[0][0])}
+    if pipeline.motion is not None:
+        gate = Gate(pipeline.motion)
+        calls["motion gate"] = lambda: gate(seen[0][0])
+    if full is not None and pipeline.crops:
+        box = full[1][0]
+        calls["crop and model, one object"] = lambda: pipeline.view(full[0], [box])
+    if empty is not None:
+        calls["frame with nothing"] = lambda: _anew(pipeline, empty)
+    if full is not None:
+        calls[f"frame with {len(full[1])} found"] = lambda: _anew(pipeline, full[0])
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        timed = measure.time_calls(list(calls.values()), runs=100)
+    finally:
+        cv2.setNumThreads(threads)
+    return {
+        name: {"median_ms": row.median_ms, "p10_ms": row.p10_ms, "p90_ms": row.p90_ms}
+        for name, row in zip(calls, timed, strict=True)
+    }
+
+
+def _anew(pipeline: Pipeline, frame: NDArray[np.uint8]) -> object:
+    """The first frame of a video: the detector runs on it."""
+    pipeline.reset()
+    return pipeline(frame)

@@ -1,0 +1,33 @@
+"""Camera frames, and how they become the detector's input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.errors import PenjingError
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    """The image in ``path`` as RGB, uint8 ``[H, W, 3]``. Raises PenjingError when it cannot be."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise PenjingError(f"{path}: cannot be read as an image; repair or remove the file.")
+    return pixels  # type: ignore[return-value]
+
+
+def to_input(frame: NDArray[np.uint8], height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """``frame`` uint8 ``[H, W, 3]`` stretched to the detector's input, uint8 ``[1, h, w, c]``."""
+    # Means over 2 x 2 pixels are many times faster than over other areas, and what is then left to
+    # reduce is too little for bilinear sampling to skip pixels.
+    while frame.shape[0] >= 2 * height or frame.shape[1] >= 2 * width:
+        rows = frame.shape[0] // 2 if frame.shape[0] >= 2 * height else frame.shape[0]
+        columns = frame.shape[1] // 2 if frame.shape[1] >= 2 * width else frame.shape[1]
+        frame = cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+    if channels == 1:
+        small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)[..., None]
+    return small[None]  # type: ignore[return-value]

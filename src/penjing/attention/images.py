@@ -1,0 +1,228 @@
+"""Training images with boxes: read once, then cut, mixed and recoloured anew in every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from penjing.attention.coco import Annotated
+from penjing.attention.frames import read, to_input
+from penjing.errors import PenjingError
+
+Pixels = NDArray[Any]
+"""uint8 ``[h, w, channels]``."""
+Boxes = NDArray[np.float32]
+
+KEPT_SCALE = 2
+"""Images stay in memory at so many times the input's size, so that views can zoom in."""
+ZOOM = (0.6, 2.0)
+STRETCH = 1.25
+MOSAIC = 0.4
+"""Share of the training images that are put together from four views (Bochkovskiy et al. 2020,
+arXiv:2004.10934)."""
+VISIBLE = 0.6
+"""Share of a box that must be in view for it to be an object; less is left out of the loss."""
+SMALLEST = (4.0, 2.5)
+"""Width and height in input pixels under which an object is left out of the loss."""
+
+
+class BoxImages:
+    """Images of one split with their boxes, as ``penjing.tasks.Task`` wants them.
+
+    Pixels are uint8 ``[n, C, height, width]``: each image stretched to the input. Targets are
+    float32 ``[n, m, 5]``, see ``Annotated.boxes``, filled up with boxes of -1.
+    """
+
+    def __init__(self, images: Sequence[Annotated], height: int, width: int, channels: int) -> None:
+        self.images = images
+        self.height, self.width, self.channels = height, width, channels
+        self._kept: dict[int, Pixels] = {}
+        most = max((len(image.boxes) for image in images), default=0)
+        self.slots = max(1, 4 * most)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(
+        self, order: Tensor, batch_size: int, generator: Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and targets of the images at ``order``; with a generator, a random view of each or
+        a mosaic of it with three others."""
+        for part in order.split(batch_size):
+            if generator is None:
+                made = [self._plain(index) for index in part.tolist()]
+            else:
+                made = [self._changed(index, generator) for index in part.tolist()]
+            pixels = torch.from_numpy(np.stack([p for p, _ in made]))
+            boxes = torch.stack([self._filled(b) for _, b in made])
+            yield pixels.permute(0, 3, 1, 2), boxes
+
+    def digest(self) -> bytes:
+        """SHA-256 over input size, file names and sizes, and boxes."""
+        shape = (self.height, self.width, self.channels)
+        digest = hashlib.sha256(repr(shape).encode())
+        for image in self.images:
+            digest.update(f"{image.path.name}\0{image.path.stat().st_size}\0".encode())
+            digest.update(image.boxes.tobytes())
+        return digest.digest()
+
+    def _plain(self, index: int) -> tuple[Pixels, Boxes]:
+        frame = self._frame(index)
+        return to_input(frame, self.height, self.width, self.channels)[0], self.images[index].boxes
+
+    def _changed(self, index: int, generator: Generator) -> tuple[Pixels, Boxes]:
+        random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        if random.random() < MOSAIC:
+            pixels, boxes = self._mosaic(index, random)
+        else:
+            pixels, boxes = self._view(index, self.height, self.width, random)
+        return recolour(pixels, self.channels, random), boxes
+
+    def _mosaic(self, index: int, random: np.random.Generator) -> tuple[Pixels, Boxes]:
+        """Four views side by side, the given image in one of them."""
+        canvas = np.empty((self.height, self.width, 3), np.uint8)
+        middle_x = int(self.width * random.uniform(0.3, 0.7))
+        middle_y = int(self.height * random.uniform(0.3, 0.7))
+        others = random.integers(len(self.images), size=3).tolist()
+        indices = random.permutation([index, *others]).tolist()
+        spans_x = [(0, middle_x), (middle_x, self.width)]
+        spans_y = [(0, middle_y), (middle_y, self.height)]
+        found = []
+        for place, chosen in enumerate(indices):
+            (left, right), (top, bottom) = spans_x[place % 2], spans_y[place // 2]
+            view, boxes = self._view(chosen, bottom - top, right - left, random)
+            canvas[top:bottom, left:right] = view
+            size = np.array([right - left, bottom - top] * 2)
+            whole = np.array([self.width, self.height] * 2)
+            boxes[:, :4] = (boxes[:, :4] * size + [left, top, left, top]) / whole
+            found.append(boxes)
+        return canvas, np.concatenate(found)
+
+    def _view(
+        self, index: int, height: int, width: int, random: np.random.Generator
+    ) -> tuple[Pixels, Boxes]:
+        """A window of ``height`` x ``width`` on the image at a random zoom, RGB, with the boxes in
+        it as shares of the window."""
+        source = self._source(index)
+        zoom = math.exp(random.uniform(*np.log(ZOOM)))
+        stretch = math.exp(random.uniform(-1, 1) * math.log(STRETCH) / 2)
+        scale = np.array([zoom * stretch, zoom / stretch])
+        shown = np.array([self.width, self.height]) * scale
+        slack = np.array([width, height]) - shown
+        offset = slack * random.uniform(-0.1, 1.1, 2)
+        boxes = self.images[index].boxes.copy()
+        aim = self._aim(boxes, random)
+        if aim is not None:  # most random windows of a zoomed image would miss its few objects
+            offset = np.array([width, height]) * random.uniform(0.1, 0.9, 2) - aim * shown
+        mirrored = random.random() < 0.5
+        matrix = np.zeros((2, 3))
+        matrix[[0, 1], [0, 1]] = scale / KEPT_SCALE
+        matrix[:, 2] = offset
+        boxes[:, :4] = boxes[:, :4] * np.tile(shown, 2) + np.tile(offset, 2)
+        if mirrored:
+            matrix[0] = -matrix[0]
+            matrix[0, 2] += width
+            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        grey = int(random.integers(256))
+        if zoom < KEPT_SCALE * 0.75:
+            pixels = _reduced_warp(source, matrix, height, width, grey)
+        else:
+            pixels = _warp(source, matrix, height, width, grey)
+        return pixels, _in_view(boxes, height, width)
+
+    def _aim(self, boxes: Boxes, random: np.random.Generator) -> Boxes | None:
+        """The centre of one of the boxes, in two of three views."""
+        if not len(boxes) or random.random() < 1 / 3:
+            return None
+        left, top, right, bottom, _ = boxes[random.integers(len(boxes))]
+        return np.array([(left + right) / 2, (top + bottom) / 2], np.float32)
+
+    def _source(self, index: int) -> Pixels:
+        if index not in self._kept:
+            height, width = KEPT_SCALE * self.height, KEPT_SCALE * self.width
+            self._kept[index] = to_input(self._frame(index), height, width, 3)[0]
+        return self._kept[index]
+
+    def _frame(self, index: int) -> Pixels:
+        image = self.images[index]
+        frame = read(image.path)
+        if frame.shape[:2] != (image.height, image.width):
+            raise PenjingError(
+                f"{image.path}: is {frame.shape[1]} x {frame.shape[0]}, but its annotations are for "
+                f"{image.width} x {image.height}; are they of another image of the same name?"
+            )
+        return frame
+
+    def _filled(self, boxes: Boxes) -> Tensor:
+        target = torch.full((self.slots, 5), -1.0)
+        target[: len(boxes)] = torch.from_numpy(boxes)
+        return target
+
+
+def recolour(pixels: Pixels, channels: int, random: np.random.Generator) -> Pixels:
+    """``pixels`` RGB ``[h, w, 3]`` in another light: ``[h, w, channels]``.
+
+    Gains, gamma and offset for each colour, sometimes without colours, blurred or with noise, as
+    cameras, lamps and nights differ.
+    """
+    grey = channels == 1 or random.random() < 0.1
+    if grey:
+        pixels = np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    gamma = math.exp(random.uniform(-0.5, 0.5))
+    gain = math.exp(random.uniform(-0.4, 0.4)) * np.exp(random.uniform(-0.15, 0.15, 3))
+    offset = random.uniform(-0.1, 0.1)
+    ramp = np.linspace(0, 1, 256)[:, None] ** gamma * gain + offset
+    table = np.clip(np.rint(ramp * 255), 0, 255).astype(np.uint8)
+    pixels = cv2.LUT(pixels, table[:, None, :])
+    if random.random() < 0.15:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), random.uniform(0.4, 1.2))
+    if random.random() < 0.2:
+        noise = random.normal(0, random.uniform(2, 12), pixels.shape)
+        pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    return pixels if channels == 3 else np.ascontiguousarray(pixels[..., :1])
+
+
+def _reduced_warp(source: Pixels, matrix: NDArray, height: int, width: int, grey: int) -> Pixels:
+    """Warp from half the size: bilinear sampling alone would skip pixels."""
+    half = cv2.resize(source, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    matrix = matrix.copy()
+    matrix[:, :2] *= 2
+    return _warp(half, matrix, height, width, grey)
+
+
+def _warp(source: Pixels, matrix: NDArray, height: int, width: int, grey: int) -> Pixels:
+    # OpenCV counts from the centres of pixels, boxes from their corners.
+    matrix = matrix.copy()
+    matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+    return cv2.warpAffine(
+        source,
+        matrix,
+        (width, height),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(grey, grey, grey),
+    )
+
+
+def _in_view(boxes: Boxes, height: int, width: int) -> Boxes:
+    """``boxes`` in pixels cut at the window, as shares of it; what is hardly in view is marked 0."""
+    size = np.array([width, height] * 2, np.float32)
+    cut = np.clip(boxes[:, :4], 0, size)
+    area = _sides(boxes).prod(axis=1)
+    sides = _sides(cut)
+    visible = sides.prod(axis=1) / np.maximum(area, 1e-9)
+    whole = (visible >= VISIBLE) & (sides >= SMALLEST).all(axis=1)
+    kept = np.concatenate([cut / size, (boxes[:, 4:] * whole[:, None])], axis=1)
+    return kept[visible > 0.02].astype(np.float32)
+
+
+def _sides(boxes: Boxes) -> NDArray:
+    return boxes[:, 2:4] - boxes[:, :2]

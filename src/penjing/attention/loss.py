@@ -1,0 +1,94 @@
+"""What a heat-map network learns from: centres by focal loss, sides by overlap."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import complete_box_iou_loss
+
+LARGEST_LOG = 6.0
+"""Logarithms of distances are cut here: e**6 cells are more than any input has."""
+SPREAD = 0.54 / 6
+"""Standard deviation of a box's Gaussian by its side (Liu et al. 2019, arXiv:1909.00700)."""
+NARROWEST = 0.4
+"""Smallest standard deviation in cells: a plate may be less than a cell high."""
+TRAINED = 0.3
+"""Cells learn the sides of the box whose Gaussian is at least so high in them."""
+SIDES_WEIGHT = 2.0
+
+
+def detection_loss(maps: Tensor, target: Tensor) -> Tensor:
+    """Scalar loss of ``maps`` float32 ``[N, 5, h, w]`` for boxes ``target`` float32 ``[N, m, 5]``.
+
+    Penalty-reduced focal loss of the centres (CenterNet, arXiv:1904.07850, equation 1) and complete
+    IoU loss of the boxes (Zheng et al. 2020, arXiv:1911.08287) in the cells around a centre, both
+    divided by the number of objects. Boxes that are marked 0 count for nothing.
+    """
+    height, width = maps.shape[2:]
+    with torch.no_grad():
+        heat, owner, ignored, boxes = _draw(target, height, width)
+        objects = target[..., 4].eq(1).sum().clamp(min=1)
+    centres = _focal(maps[:, 0], heat, ignored).sum() / objects
+    return centres + SIDES_WEIGHT * _sides(maps[:, 1:], heat, owner, boxes, objects)
+
+
+def boxes_of(sides: Tensor) -> Tensor:
+    """Boxes in cells, float32 ``[N, h, w, 4]``, of distances' logarithms ``[N, 4, h, w]``."""
+    height, width = sides.shape[2:]
+    x = torch.arange(width, device=sides.device) + 0.5
+    y = torch.arange(height, device=sides.device)[:, None] + 0.5
+    left, top, right, bottom = sides.clamp(max=LARGEST_LOG).exp().unbind(dim=1)
+    return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)
+
+
+def _draw(target: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Heat ``[N, h, w]``, the box that owns each cell, cells without loss, boxes in cells."""
+    scale = target.new_tensor([width, height, width, height])
+    boxes = target[..., :4] * scale
+    real, crowd = target[..., 4] == 1, target[..., 4] == 0
+    centre_x, centre_y = (boxes[..., 0] + boxes[..., 2]) / 2, (boxes[..., 1] + boxes[..., 3]) / 2
+    side_x, side_y = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    columns = torch.arange(width, device=target.device)
+    rows = torch.arange(height, device=target.device)
+    along_x = _bell(columns, centre_x, side_x)
+    along_y = _bell(rows, centre_y, side_y)
+    bells = along_y[..., :, None] * along_x[..., None, :] * real[..., None, None]
+    # Where objects overlap, the smaller one has fewer cells to be seen in.
+    order = (side_x * side_y).masked_fill(~real, torch.inf)
+    contested = torch.where(bells >= TRAINED, -order[..., None, None], -torch.inf)
+    owner = contested.argmax(dim=1)
+    inside_x = (columns + 1 > boxes[..., :1]) & (columns < boxes[..., 2:3])
+    inside_y = (rows + 1 > boxes[..., 1:2]) & (rows < boxes[..., 3:4])
+    inside = inside_y[..., :, None] & inside_x[..., None, :] & crowd[..., None, None]
+    heat = bells.amax(dim=1)
+    return heat, owner, inside.any(dim=1) & (heat < TRAINED), boxes
+
+
+def _bell(cells: Tensor, centre: Tensor, side: Tensor) -> Tensor:
+    """Gaussian along one axis, exactly 1 in the cell that holds the centre: ``[N, m, cells]``."""
+    deviation = (side * SPREAD).clamp(min=NARROWEST)
+    distance = cells - centre.floor()[..., None]
+    return torch.exp(-(distance**2) / (2 * deviation[..., None] ** 2))
+
+
+def _focal(logits: Tensor, heat: Tensor, ignored: Tensor) -> Tensor:
+    probability = logits.sigmoid()
+    found = heat == 1
+    hit = -F.logsigmoid(logits) * (1 - probability) ** 2
+    miss = -F.logsigmoid(-logits) * probability**2 * (1 - heat) ** 4
+    return torch.where(found, hit, miss).masked_fill(ignored, 0.0)
+
+
+def _sides(sides: Tensor, heat: Tensor, owner: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
+    image, row, column = torch.nonzero(heat >= TRAINED, as_tuple=True)
+    if not len(image):
+        return sides.sum() * 0.0
+    found = boxes_of(sides)[image, row, column]
+    wanted = boxes[image, owner[image, row, column]]
+    weight = heat[image, row, column]
+    loss = complete_box_iou_loss(found, wanted, reduction="none")
+    # Each object counts the same, whatever number of cells it has.
+    key = image * boxes.shape[1] + owner[image, row, column]
+    total = weight.new_zeros(len(boxes) * boxes.shape[1]).index_add(0, key, weight)
+    return (loss * weight / total[key]).sum() / objects

@@ -1,0 +1,128 @@
+"""How good a detector is: COCO's average precision, and recall at a rate of false positives."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Boxes = Sequence[NDArray[np.floating]]
+
+AREA = 1000.0
+"""COCO counts by area in pixels; shares of an image become boxes of an image of this side."""
+
+
+def average_precision(found: Boxes, truth: Boxes) -> dict[str, float]:
+    """``AP`` (over IoU 0.50 to 0.95), ``AP50`` and ``AP75`` as COCO counts them, by pycocotools.
+
+    Args:
+        found: of each image left, top, right, bottom and score, ``[n, 5]``.
+        truth: of each image left, top, right, bottom in the same unit, ``[m, 4]``.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = _dataset(truth)
+        reference.createIndex()
+        results = _results(found)
+        if not results:
+            return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+        evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap, ap50, ap75 = (float(value) for value in evaluation.stats[:3])
+    return {"AP": ap, "AP50": ap50, "AP75": ap75}
+
+
+def recall_at(
+    found: Boxes, truth: Boxes, false_positives: float = 0.1, iou: float = 0.5
+) -> tuple[float, float]:
+    """The highest recall with at most ``false_positives`` an image, and the score that gives it.
+
+    A detection is right when it overlaps a box by ``iou`` that no better one has taken; everything
+    else is a false positive. The score is the lowest that still counts as found.
+    """
+    matched = [_matches(boxes, real, iou) for boxes, real in zip(found, truth, strict=True)]
+    scores = np.concatenate([boxes[:, 4] for boxes in found]) if found else np.empty(0)
+    right = np.concatenate(matched) if matched else np.empty(0, bool)
+    total = sum(len(real) for real in truth)
+    if not total or not len(scores):
+        return 0.0, 1.0
+    order = np.argsort(-scores, kind="stable")
+    scores, right = scores[order], right[order]
+    # A threshold lies between two different scores, never inside a tie.
+    last = np.append(scores[1:] < scores[:-1], True)
+    allowed = last & (np.cumsum(~right) <= false_positives * len(truth) + 1e-9)
+    if not allowed.any():
+        return 0.0, float(np.nextafter(scores[0], 2))
+    best = int(np.flatnonzero(allowed)[-1])
+    return float(right[: best + 1].sum() / total), float(scores[best])
+
+
+def count(found: Boxes, truth: Boxes, iou: float = 0.5) -> tuple[int, int]:
+    """How many detections are right, and how many are false positives."""
+    matched = [_matches(boxes, real, iou) for boxes, real in zip(found, truth, strict=True)]
+    right = sum(int(part.sum()) for part in matched)
+    return right, sum(len(part) for part in matched) - right
+
+
+def overlaps(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.floating]:
+    """IoU of each of ``[n, 4]`` boxes with each of ``[m, 4]``: ``[n, m]``."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:4], other[None, :, 2:4])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(boxes[:, 2:4] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
+    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+
+
+def _matches(
+    found: NDArray[np.floating], real: NDArray[np.floating], iou: float
+) -> NDArray[np.bool_]:
+    """Whether each detection is right, the best first choosing its box."""
+    right = np.zeros(len(found), bool)
+    if not len(real):
+        return right
+    shared = overlaps(found, real)
+    for index in np.argsort(-found[:, 4], kind="stable"):
+        best = int(shared[index].argmax())
+        if shared[index, best] >= iou:
+            right[index] = True
+            shared[:, best] = -1.0
+    return right
+
+
+def _dataset(truth: Boxes) -> dict:
+    boxes = [(image, box) for image, real in enumerate(truth, 1) for box in real]
+    return {
+        "images": [{"id": image} for image in range(1, len(truth) + 1)],
+        "categories": [{"id": 1}],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 1, "iscrowd": 0} | _rectangle(box)
+            for i, (image, box) in enumerate(boxes, 1)
+        ],
+    }
+
+
+def _results(found: Boxes) -> list[dict]:
+    return [
+        {
+            "image_id": image,
+            "category_id": 1,
+            "score": float(box[4]),
+            "bbox": _rectangle(box)["bbox"],
+        }
+        for image, boxes in enumerate(found, 1)
+        for box in boxes
+    ]
+
+
+def _rectangle(box: NDArray[np.floating]) -> dict:
+    left, top, right, bottom = (float(value) * AREA for value in box[:4])
+    width, height = right - left, bottom - top
+    return {"bbox": [left, top, width, height], "area": width * height}

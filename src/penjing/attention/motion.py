@@ -1,0 +1,67 @@
+"""A gate before the detector: where nothing moves, nothing needs to be looked for."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+WIDTH = 80
+"""Of the grey picture that is compared, pixels."""
+
+
+class Motion(BaseModel):
+    """How much must change for the detector to run.
+
+    The frame, grey and 80 pixels wide, is compared with a running average of the frames before
+    (Wren et al. 1997, "Pfinder"); what has changed is counted after a shift of the whole picture's
+    brightness is taken out, so that a cloud or the camera's gain is no motion.
+
+    Attributes:
+        difference: grey levels (of 255) by which a pixel must differ from the background.
+        area: share of the picture that must differ.
+        memory: frames over which the background follows the scene.
+        heartbeat: the detector runs at least once in so many frames, whatever is seen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    difference: float = Field(default=12.0, gt=0, le=255)
+    area: float = Field(default=0.002, gt=0, le=1)
+    memory: float = Field(default=20.0, ge=1)
+    heartbeat: int = Field(default=30, ge=1)
+
+
+class Gate:
+    """The state of one camera: its background, and when the detector last ran."""
+
+    def __init__(self, motion: Motion) -> None:
+        self.motion = motion
+        self._background: NDArray[np.float32] | None = None
+        self._quiet = 0
+
+    def __call__(self, frame: NDArray[np.uint8]) -> bool:
+        """Whether the detector should look at ``frame`` uint8 ``[H, W, 3]``."""
+        height = max(1, round(frame.shape[0] * WIDTH / frame.shape[1]))
+        # Every n-th pixel first: a gate that reads the whole frame would cost what it saves.
+        step = max(1, frame.shape[1] // (4 * WIDTH))
+        small = cv2.resize(frame[::step, ::step], (WIDTH, height), interpolation=cv2.INTER_AREA)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        moved = self._moved(grey)
+        self._quiet = 0 if moved else self._quiet + 1
+        if self._quiet >= self.motion.heartbeat:
+            self._quiet = 0
+            return True
+        return moved
+
+    def _moved(self, grey: NDArray[np.float32]) -> bool:
+        background = self._background
+        if background is None or background.shape != grey.shape:
+            self._background = grey
+            return True
+        change = grey - background
+        change -= np.median(change)
+        cv2.accumulateWeighted(grey, background, 1 / self.motion.memory)
+        share = np.count_nonzero(np.abs(change) > self.motion.difference) / grey.size
+        return bool(share >= self.motion.area)

@@ -1,0 +1,179 @@
+"""Frame, detector, crops, model: the big model runs only on what the tiny one found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.attention.crop import Crop
+from penjing.attention.detector import onnx_bytes
+from penjing.attention.motion import Gate, Motion
+from penjing.attention.tracker import Tracker
+from penjing.deploy import runtime_onnxruntime as runtime
+from penjing.errors import PenjingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Frame = NDArray[np.uint8]
+Model = Callable[[NDArray[np.float32]], Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object in a frame.
+
+    Attributes:
+        box: left, top, right, bottom in the frame's pixels.
+        score: of the detector when it last saw the object.
+        track: the same number for the same object in all frames.
+        output: what the model made of the crop; with several crops a list, in their order.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    track: int
+    output: Any = None
+
+
+class Pipeline:
+    """A detector in front of a model.
+
+    Args:
+        detector: finds objects in a frame.
+        crop: what the model sees of an object; several give it as many views.
+        model: a PyTorch module, an ``.onnx`` or ``.penjing`` file, or any function of crops float32
+            ``[n, C, height, width]`` that gives an array ``[n, ...]``; None finds objects only. It
+            is not run when nothing is found. Crops of one size are run together.
+        every: frames from one run of the detector to the next; a tracker follows the objects between.
+        motion: gate before the detector; None runs it whatever moves.
+        postprocess: makes of one object's output (or list of outputs) what ``Found`` holds.
+        threads: of the runtime, for a file.
+    """
+
+    def __init__(
+        self,
+        detector: Callable[[Frame], NDArray[np.float32]],
+        crop: Crop | Sequence[Crop] | None = None,
+        model: nn.Module | str | Path | Model | None = None,
+        *,
+        every: int = 1,
+        motion: Motion | None = None,
+        postprocess: Callable[[Any], Any] | None = None,
+        threads: int = 1,
+    ) -> None:
+        crops = [crop] if isinstance(crop, Crop) else list(crop or [])
+        if (model is None) != (not crops):
+            raise PenjingError(
+                "A pipeline needs both a model and a crop that makes its input, or neither; "
+                f"only the {'crop' if model is None else 'model'} was given."
+            )
+        if every < 1:
+            raise PenjingError(f"every={every}: the detector runs every 1, 2, 3... frames.")
+        self.detector, self.crops, self.every, self.motion = detector, crops, every, motion
+        self.postprocess = postprocess
+        self.model = model
+        self._model = _callable(model, threads)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the frames so far: the next one is of another video."""
+        self._gate = Gate(self.motion) if self.motion is not None else None
+        self._tracker = Tracker(flow=self.every > 1 or self._gate is not None)
+        self._since = self.every
+        self._moved = True
+        self._last: list[Found] = []
+
+    def __call__(self, frame: Frame) -> list[Found]:
+        """What is in the next ``frame``, uint8 RGB ``[H, W, 3]``, best first. Where the gate sees
+        nothing move, that is what was in the last one."""
+        moves = self._gate is None or self._gate(frame)
+        # What moved and stopped while the detector rested must still be looked at.
+        self._moved = self._moved or moves
+        self._since += 1
+        if self._moved and self._since >= self.every:
+            self._moved, self._since = False, 0
+            tracks = self._tracker.update(frame, self.detector(frame))
+        elif moves:
+            tracks = self._tracker.follow(frame)
+        else:
+            return self._last
+        outputs = self.view(frame, [track.box for track in tracks])
+        found = [
+            Found(tuple(track.box[:4].tolist()), float(track.box[4]), track.identity, output)
+            for track, output in zip(tracks, outputs, strict=True)
+        ]
+        self._last = sorted(found, key=lambda item: -item.score)
+        return self._last
+
+    def run(self, frames: Iterable[Frame]) -> Iterator[list[Found]]:
+        """What is in each of ``frames``, which follow each other."""
+        self.reset()
+        return map(self, frames)
+
+    def view(self, frame: Frame, boxes: Sequence[NDArray[np.float32]]) -> list[Any]:
+        """What the model makes of each of ``boxes`` in ``frame``; crops of one shape go through it
+        together."""
+        if self._model is None or not boxes:
+            return [None] * len(boxes)
+        cuts = [crop.cut(frame, box) for box in boxes for crop in self.crops]
+        results: list[Any] = [None] * len(cuts)
+        shapes = {cut.shape for cut in cuts}
+        for shape in shapes:
+            places = [place for place, cut in enumerate(cuts) if cut.shape == shape]
+            batch = self._model(np.concatenate([cuts[place] for place in places]))
+            for place, output in zip(places, batch, strict=True):
+                results[place] = output
+        views = len(self.crops)
+        each = [results[start : start + views] for start in range(0, len(results), views)]
+        outputs = [part[0] if views == 1 else part for part in each]
+        return [self.postprocess(o) for o in outputs] if self.postprocess else outputs
+
+
+def _callable(model: nn.Module | str | Path | Model | None, threads: int) -> Model | None:
+    if isinstance(model, str | Path):
+        return _File(Path(model), threads)
+    if model is None or not hasattr(model, "state_dict"):
+        return model  # type: ignore[return-value]
+    return _module(model)  # type: ignore[arg-type]
+
+
+class _File:
+    """An ONNX file as a function of a batch of crops."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._session = runtime.session(onnx_bytes(path), threads)
+        image, *more = self._session.get_inputs()
+        if more or len(image.shape) != 4 or image.type != "tensor(float)":
+            raise PenjingError(
+                f"{path} takes {image.type} {image.shape}; a model behind a detector takes one image "
+                "of float32 [N, C, H, W]."
+            )
+        self._input = image.name
+        self._one_by_one = image.shape[0] == 1
+
+    def __call__(self, crops: NDArray[np.float32]) -> NDArray:
+        if self._one_by_one:
+            return np.concatenate([self._run(crop[None]) for crop in crops])
+        return self._run(crops)
+
+    def _run(self, crops: NDArray[np.float32]) -> NDArray:
+        return self._session.run(None, {self._input: crops})[0]
+
+
+def _module(model: nn.Module) -> Model:
+    import torch
+
+    model.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def run(crops: NDArray[np.float32]) -> NDArray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(crops).to(device)).cpu().numpy()
+
+    return run

@@ -1,0 +1,214 @@
+"""From boxes on images to a detector on disk: design, training, quantization, threshold, card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from penjing import recipe as recipes
+from penjing.attention import coco, metrics
+from penjing.attention.coco import Annotated
+from penjing.attention.decoding import Decoding, Threshold, decode
+from penjing.attention.images import BoxImages
+from penjing.attention.loss import detection_loss
+from penjing.attention.pixel_input import PixelInput
+from penjing.deploy import artifact, measure
+from penjing.deploy.artifact import Card
+from penjing.errors import PenjingError
+from penjing.models.heat_map import COARSEST, LARGEST_SIDE, SMALLEST_SIDE, HeatMapNet, member
+from penjing.quantization.grids import InputQuantizer
+from penjing.recipe import Recipe, Stage
+from penjing.tasks import Preprocessing, Task, outputs_of
+from penjing.techniques.quantize import Quantize
+from penjing.training import TrainSettings
+
+Boxes = NDArray[np.floating]
+
+SMALLEST_OBJECT = 5.0
+"""Short side in input pixels that nearly all objects should have to be found."""
+NEARLY_ALL = 5.0
+"""Percentile of the objects' sizes that decides about the input's size."""
+VALIDATION = 0.1
+STEPS = 10_000
+BATCH = 16
+FALSE_POSITIVES = 0.1
+"""An image, on the validation images, at which the threshold is set."""
+QUANTIZED_SHARE = 0.1
+"""Of the passes, in which weights and activations are quantized."""
+
+
+def train(
+    data: str | Path,
+    images: str | Path | None = None,
+    *,
+    folder: str | Path,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    budget: int = 45_000,
+    epochs: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Card:
+    """Train a detector from scratch on boxes, quantize it to 8 bits in training, and write it.
+
+    The same call goes on where a killed one stopped.
+
+    Args:
+        data: training boxes as COCO JSON, see ``coco.read``.
+        images: folder of the images of all JSON files; None is the folder of each file.
+        folder: gets ``model.onnx`` and ``model.penjing`` with decoding inside, and ``card.json``.
+        validation, test: boxes on other images; without validation a tenth of the training images is
+            split off. The card's score (AP50) is of the test images, if there are any.
+        budget: most bytes of ``model.penjing``.
+        epochs: passes over the training images in all; None takes as many as make 10,000 steps.
+        seed: of the split, the first weights and the order of the images.
+        progress: show progress bars on standard error.
+
+    Raises:
+        PenjingError: data that cannot be read, no boxes, a budget under 8,000 bytes.
+    """
+    splits = _read(data, images, validation, test, seed)
+    height, width = input_size(splits["train"])
+    design = member(budget, height, width)
+    task = task_of(splits, height, width, design.channels)
+    torch.manual_seed(seed)
+    net = HeatMapNet(design)
+    steps = recipe(task.size("train"), epochs, seed)
+    small = recipes.compress(net, task, steps, cache=Path(folder) / "cache", progress=progress)
+    align_pixels(small)
+    outputs, targets = outputs_of(small, task.batches("validation"))
+    _, threshold = metrics.recall_at(*boxes_in(decode(outputs), targets), FALSE_POSITIVES)
+    split = "test" if task.has_test else "validation"
+    return artifact.build(
+        small,
+        task,
+        Path(folder),
+        recipe=steps.to_dict(),
+        split=split,
+        finish=[Decoding(), PixelInput(), Threshold(threshold)],
+        figures=lambda path: figures(*measure.outputs(path, task, split), threshold),
+    )
+
+
+def task_of(splits: dict[str, list[Annotated]], height: int, width: int, channels: int) -> Task:
+    """Detection as a task: targets are boxes, the loss is of heat maps, the score is AP50."""
+    parts = {name: BoxImages(part, height, width, channels) for name, part in splits.items()}
+    plain = Preprocessing(
+        size=width, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels
+    )
+    return Task(["object"], plain, parts, custom_loss=detection_loss, custom_score=score)
+
+
+def score(output: Tensor, target: Tensor) -> float:
+    """AP50 of maps ``[N, 5, h, w]`` or detections ``[N, K, 5]`` for boxes ``[N, m, 5]``."""
+    found = decode(output) if output.dim() == 4 else output
+    return metrics.average_precision(*boxes_in(found, target))["AP50"]
+
+
+def figures(detections: Tensor, target: Tensor, threshold: float) -> dict[str, float]:
+    """What a card says about a detector: COCO's AP, recall at 0.1 false positives an image, and
+    recall and false positives an image at ``threshold``."""
+    found, truth = boxes_in(detections, target)
+    recall, _ = metrics.recall_at(found, truth, FALSE_POSITIVES)
+    kept = [boxes[boxes[:, 4] >= threshold] for boxes in found]
+    right, wrong = metrics.count(kept, truth)
+    return metrics.average_precision(found, truth) | {
+        f"recall at {FALSE_POSITIVES} false positives an image": recall,
+        "threshold": threshold,
+        "recall at the threshold": right / sum(len(real) for real in truth),
+        "false positives an image at the threshold": wrong / len(truth),
+    }
+
+
+def boxes_in(detections: Tensor, target: Tensor) -> tuple[list[Boxes], list[Boxes]]:
+    """Found boxes ``[n, 5]`` and true ones ``[m, 4]`` of each image."""
+    found = [part[part[:, 4] > 0].numpy() for part in detections]
+    return found, [part[part[:, 4] == 1, :4].numpy() for part in target]
+
+
+def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
+    """Training in float, then with weights and activations on 8-bit grids."""
+    total = epochs if epochs is not None else STEPS * BATCH / images
+    settings = TrainSettings(
+        epochs=total * (1 - QUANTIZED_SHARE),
+        batch_size=BATCH,
+        optimizer="adamw",
+        lr=0.03,
+        weight_decay=0.02,
+        warmup=0.05,
+        ema=0.998,
+        seed=seed,
+    )
+    last = settings.model_copy(update={"epochs": total * QUANTIZED_SHARE, "lr": 0.002})
+    return Recipe(
+        name="detector",
+        stages=[Stage(train=settings), Stage(techniques=[Quantize()], train=last)],
+    )
+
+
+def input_size(images: Sequence[Annotated]) -> tuple[int, int]:
+    """Height and width in pixels of the smallest input in which nearly all objects can be seen.
+
+    It has the shape of the median image. All but one in twenty objects have at least 5 pixels on
+    their short side in it, or it is as large as it can be.
+    """
+    aspect = float(np.median([image.width / image.height for image in images]))
+    sizes = np.concatenate([_shares(image) for image in images if len(image.boxes)])
+    for longest in range(SMALLEST_SIDE, LARGEST_SIDE + 1, COARSEST):
+        width = longest if aspect >= 1 else _multiple(longest * aspect)
+        height = longest if aspect <= 1 else _multiple(longest / aspect)
+        short = (sizes * (width, height)).min(axis=1)
+        if np.percentile(short, NEARLY_ALL) >= SMALLEST_OBJECT:
+            break
+    return height, width
+
+
+def align_pixels(model: nn.Module) -> None:
+    """Put the first layer's input on the grid of pixels, so that they need no quantizing."""
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    first.input_quantizer = InputQuantizer(0.0, 1.0, bits=8)
+    first.input_quantizer.freeze()
+
+
+def _read(
+    data: str | Path,
+    images: str | Path | None,
+    validation: str | Path | None,
+    test: str | Path | None,
+    seed: int,
+) -> dict[str, list[Annotated]]:
+    """The images of each split."""
+    splits = {"train": coco.read(data, images)}
+    for name, file in (("validation", validation), ("test", test)):
+        if file is not None:
+            splits[name] = coco.read(file, images)
+    if "validation" not in splits:
+        order = np.random.default_rng(seed).permutation(len(splits["train"]))
+        count = max(1, round(VALIDATION * len(order)))
+        whole = splits["train"]
+        splits["validation"] = [whole[i] for i in order[:count]]
+        splits["train"] = [whole[i] for i in order[count:]]
+    for name, part in splits.items():
+        if not any((image.boxes[:, 4] == 1).any() for image in part):
+            raise PenjingError(
+                f"the {len(part)} {name} images of {data} have no boxes at all; add images with "
+                f"boxes{', or name others with --validation' if name == 'validation' else ''}."
+            )
+    return splits
+
+
+def _shares(image: Annotated) -> NDArray[np.float32]:
+    """Width and height of each box as a share of the image's, ``[m, 2]``."""
+    return image.boxes[:, 2:4] - image.boxes[:, :2]
+
+
+def _multiple(side: float) -> int:
+    """``side`` made larger to what the network takes."""
+    whole = math.ceil(side / COARSEST - 0.01) * COARSEST
+    return min(max(whole, SMALLEST_SIDE), LARGEST_SIDE)

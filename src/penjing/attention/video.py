@@ -1,0 +1,197 @@
+"""Where frames come from, and where what was found in them goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.attention import frames
+from penjing.attention.pipeline import Found
+from penjing.errors import PenjingError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+MOST_VALUES = 256
+"""Values of a model's output that a JSON line holds whole."""
+COLOUR = (0, 220, 0)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A frame and where it is from.
+
+    Attributes:
+        source: file or camera.
+        index: number of the frame in its source, from 0.
+        seconds: since the source's start, by its frame rate; None for images.
+        rate: frames a second; None for images and where the source does not say.
+        frame: uint8 RGB ``[H, W, 3]``.
+    """
+
+    source: str
+    index: int
+    seconds: float | None
+    rate: float | None
+    frame: NDArray[np.uint8]
+
+
+def read(source: str | Path) -> Iterator[Shot]:
+    """The frames of an image, a folder of images (by name), a video file, or a camera by its number
+    or address (``0``, ``rtsp://...``).
+
+    Raises:
+        PenjingError: nothing there, or nothing that can be decoded.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        if not files:
+            raise PenjingError(f"{source}: has no images ({', '.join(sorted(IMAGES))}) in it.")
+        return (_image(file) for file in files)
+    if path.suffix.lower() in IMAGES:
+        return iter([_image(path)])
+    camera = str(source).isdigit() or "://" in str(source)
+    if not camera and not path.is_file():
+        raise PenjingError(
+            f"{source}: no such file; give an image, a folder, a video, a camera's number or address."
+        )
+    return _video(str(source), int(str(source)) if str(source).isdigit() else str(source))
+
+
+def _image(path: Path) -> Shot:
+    return Shot(str(path), 0, None, None, frames.read(path))
+
+
+def _video(name: str, address: int | str) -> Iterator[Shot]:
+    capture = cv2.VideoCapture(address)
+    try:
+        if not capture.isOpened():
+            raise PenjingError(
+                f"{name}: cannot be opened as a video; is it complete, and its codec known?"
+            )
+        rate = capture.get(cv2.CAP_PROP_FPS) or None
+        index = 0
+        while True:
+            good, frame = capture.read()
+            if not good:
+                break
+            seconds = index / rate if rate else None
+            rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            yield Shot(name, index, seconds, rate, rgb)  # type: ignore[arg-type]
+            index += 1
+        if not index:
+            raise PenjingError(f"{name}: holds no frame that can be decoded; is it complete?")
+    finally:
+        capture.release()
+
+
+def draw(frame: NDArray[np.uint8], found: Sequence[Found]) -> NDArray[np.uint8]:
+    """A copy of ``frame`` with a box, its track and, if it is a text, its output for each object."""
+    picture = frame.copy()
+    thick = max(1, round(frame.shape[1] / 480))
+    for item in found:
+        left, top, right, bottom = (round(side) for side in item.box)
+        cv2.rectangle(picture, (left, top), (right, bottom), COLOUR, thick)
+        text = item.output if isinstance(item.output, str) else f"{item.track}: {item.score:.2f}"
+        place = (left, max(top - 3 * thick, 12 * thick))
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * thick, COLOUR, thick)
+    return picture
+
+
+class VideoWriter:
+    """Writes frames as an MP4 video; one that was not closed still holds what was written."""
+
+    def __init__(self, path: Path, rate: float = 25.0) -> None:
+        self.path, self.rate = path, rate
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Add ``frame`` uint8 RGB; one of another size than the first is scaled to it.
+
+        Raises:
+            PenjingError: the file cannot be written.
+        """
+        if self._writer is None:
+            self._size = (frame.shape[1], frame.shape[0])
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self.path), code, self.rate, self._size)
+            if not self._writer.isOpened():
+                raise PenjingError(f"{self.path}: cannot be written as a video; name a .mp4 file.")
+        if (frame.shape[1], frame.shape[0]) != self._size:
+            frame = cv2.resize(frame, self._size)  # type: ignore[assignment]
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+def write_line(file: TextIO, shot: Shot, found: Sequence[Found]) -> None:
+    """Add one line of JSON for a frame, flushed, so that a killed run leaves what it had."""
+    file.write(json.dumps(line(shot, found)) + "\n")
+    file.flush()
+
+
+def line(shot: Shot, found: Sequence[Found]) -> dict[str, Any]:
+    """What a line of JSON says of a frame."""
+    return {
+        "source": shot.source,
+        "frame": shot.index,
+        "seconds": shot.seconds,
+        "found": [
+            {
+                "box": [round(side, 1) for side in item.box],
+                "score": round(item.score, 4),
+                "track": item.track,
+                "output": _plain(item.output),
+            }
+            for item in found
+        ],
+    }
+
+
+def _plain(output: Any) -> Any:
+    """An array as a list, or, of a large one, its shape and where its last axis is largest."""
+    if isinstance(output, list):
+        return [_plain(part) for part in output]
+    if not isinstance(output, np.ndarray):
+        return output
+    if output.size <= MOST_VALUES:
+        return output.tolist()
+    return {"shape": list(output.shape), "argmax": output.argmax(axis=-1).tolist()}
+
+
+def watch(
+    sources: Sequence[str | Path],
+    pipeline: Callable[[NDArray[np.uint8]], list[Found]],
+    report: Callable[[Shot, list[Found]], None],
+) -> int:
+    """Run ``pipeline`` on every frame of ``sources`` and call ``report`` on each; returns how many.
+
+    A pipeline with ``reset`` starts anew with each video and each image.
+    """
+    count = 0
+    reset = getattr(pipeline, "reset", None)
+    for source in sources:
+        for shot in read(source):
+            if reset is not None and shot.index == 0:
+                reset()
+            report(shot, pipeline(shot.frame))
+            count += 1
+    return count

@@ -1,0 +1,49 @@
+"""How commands answer: a table, or one JSON document; and whether they can write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from penjing.errors import PenjingError
+
+
+def writable(path: Path) -> None:
+    """Fail before the work, not after it, when its result cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise PenjingError(
+            f"cannot write {path}: {error.strerror}; choose another place"
+        ) from error
+
+
+def report(figures: dict[str, Any], as_json: bool) -> None:
+    """Figures by name; in the table only those that are one value."""
+    if as_json:
+        print_json(figures)
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        if isinstance(value, str | int | float | None):
+            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+            table.add_row(name.replace("_", " "), text)
+    print_table(table)
+
+
+def print_table(what: Any) -> None:
+    """Show a table, or anything else that rich can render."""
+    Console().print(what)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(data, indent=1))

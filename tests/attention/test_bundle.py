@@ -1,0 +1,122 @@
+"""A bundle is the pipeline again; a file that is none is refused with one sentence."""
+
+import contextlib
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from penjing import PenjingError, attention
+from penjing.attention import Crop, Detector, Motion, Pipeline, bundle, coco
+from penjing.attention.frames import read
+
+
+@pytest.fixture(scope="module")
+def pipeline(detector: Path) -> Pipeline:
+    crop = Crop(height=16, width=24, left=0.1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    find = Detector.load(detector / "model.penjing", threshold=0.3)
+    return Pipeline(find, crop, model, motion=Motion(heartbeat=9), every=2)
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: Pipeline, boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frames = [read(image.path) for image in coco.read(boxes)[:8]]
+    path = tmp_path_factory.mktemp("bundle") / "gate.bundle"
+    attention.save(pipeline, path, frames)
+    return path
+
+
+def test_a_bundle_does_what_the_pipeline_did(pipeline: Pipeline, saved: Path, boxes: Path):
+    again = attention.load(saved)
+    assert (again.every, again.motion, again.crops) == (2, pipeline.motion, pipeline.crops)
+    frames = [read(image.path) for image in coco.read(boxes)[:6]]
+    seen = 0
+    for one, other in zip(pipeline.run(frames), again.run(frames), strict=True):
+        assert [item.box for item in one] == [item.box for item in other]
+        for mine, theirs in zip(one, other, strict=True):
+            assert np.allclose(mine.output, theirs.output, atol=1e-4)
+            seen += 1
+    assert seen > 0
+
+
+def test_the_card_is_measured(saved: Path):
+    card = bundle.card(saved)
+    assert card["detector_bytes"] < 12_000 and card["model_bytes"] > 0
+    parts = card["latencies"]
+    assert {"detector", "motion gate", "crop and model, one object", "frame with nothing"} <= set(
+        parts
+    )
+    assert all(0 < part["p10_ms"] <= part["median_ms"] <= part["p90_ms"] for part in parts.values())
+
+
+def test_a_python_function_cannot_be_saved(detector: Path, tmp_path: Path):
+    find = Detector.load(detector / "model.onnx")
+    for crop, model in (
+        (Crop(height=8, width=8), lambda crops: crops),
+        (Crop(height=8), nn.AdaptiveAvgPool2d(1)),
+    ):
+        with pytest.raises(PenjingError, match="can be saved"):
+            attention.save(Pipeline(find, crop, model), tmp_path / "a.bundle", [])
+
+
+def altered(saved: Path, target: Path, **members: bytes | None) -> Path:
+    with zipfile.ZipFile(saved) as archive:
+        parts: dict = {name: archive.read(name) for name in archive.namelist()}
+    parts |= {name.replace("__", "."): content for name, content in members.items()}
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in parts.items():
+            if content is not None:
+                archive.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"../escape": b"x"}, "no bundle"),
+        ({"detector__penjing": None}, "no bundle"),
+        ({"model__onnx": None}, "missing"),
+        ({"pipeline__json": b"{"}, "pipeline.json"),
+        ({"pipeline__json": b'{"every": 0}'}, "pipeline.json"),
+        ({"detector__penjing": b"junk"}, "damaged"),
+        ({"model__onnx": b"junk"}, "damaged"),
+    ],
+)
+def test_hostile_bundles_are_refused(saved: Path, tmp_path: Path, members: dict, message: str):
+    path = altered(saved, tmp_path / "bad.bundle", **members)
+    with pytest.raises(PenjingError, match=message):
+        attention.load(path)
+
+
+def test_compressed_members_are_refused(saved: Path, tmp_path: Path):
+    path = tmp_path / "bomb.bundle"
+    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad:
+        for name in archive.namelist():
+            bad.writestr(name, archive.read(name))
+    with pytest.raises(PenjingError, match="compressed"):
+        attention.load(path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damage_gives_one_error_or_the_same_pipeline(saved: Path, tmp_path_factory, data):
+    content = bytearray(saved.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    cut = data.draw(st.integers(0, len(content)))
+    path = tmp_path_factory.mktemp("damage") / "bad.bundle"
+    path.write_bytes(content[:cut] if data.draw(st.booleans()) else content)
+    with contextlib.suppress(PenjingError):
+        attention.load(path)
+
+
+def test_the_plan_holds_no_code(saved: Path):
+    with zipfile.ZipFile(saved) as archive:
+        plan = json.loads(archive.read("pipeline.json"))
+    assert set(plan) == {"version", "threshold", "every", "motion", "crops", "model"}

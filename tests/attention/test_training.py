@@ -1,0 +1,100 @@
+"""From boxes to files: the input fits the objects, the card tells what the file does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penjing import PenjingError, attention, container
+from penjing.attention import coco, training
+from penjing.attention.coco import Annotated
+from penjing.attention.decoding import Decoding, Threshold
+from penjing.attention.pixel_input import PixelInput
+from penjing.deploy.export import export
+from penjing.models.heat_map import FAMILY, HeatMapNet, member
+from penjing.techniques.quantize import quantize
+
+
+def images(width: int, height: int, *sizes: tuple[float, float]) -> list[Annotated]:
+    boxes = np.array(
+        [[0.1, 0.1, 0.1 + w / width, 0.1 + h / height, 1] for w, h in sizes], np.float32
+    )
+    return [Annotated(Path("a.png"), boxes, width, height)]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((200, 100), (64, 64)), ((40, 20), (96, 144)), ((20, 10), (192, 320)), ((4, 2), (192, 320))],
+)
+def test_the_input_is_as_small_as_the_objects_allow(size: tuple, expected: tuple):
+    height, width = training.input_size(images(640, 360, size))
+    assert (height, width) == expected
+    if expected != (192, 320):
+        assert min(size[0] * width / 640, size[1] * height / 360) >= training.SMALLEST_OBJECT
+
+
+def test_an_upright_camera_has_an_upright_input():
+    height, width = training.input_size(images(360, 640, (20, 10)))
+    assert (height, width) == (320, 192)
+
+
+def test_the_card_is_of_the_file(detector: Path):
+    card = json.loads((detector / "card.json").read_text())
+    assert card["packed_bytes"] == (detector / "model.penjing").stat().st_size <= 12_000
+    figures = card["figures"]
+    assert figures["AP50"] == pytest.approx(card["score"])
+    assert figures["recall at 0.1 false positives an image"] > 0.5
+    threshold = attention.Detector.load(detector / "model.onnx").threshold
+    assert threshold == pytest.approx(figures["threshold"], abs=1e-4)
+    assert {layer["format"] for layer in card["layers"] if layer["macs"]} == {"int8"}
+
+
+def test_the_same_call_takes_what_is_there(detector: Path, boxes: Path):
+    before = {p: p.stat().st_mtime for p in (detector / "cache").rglob("*.safetensors")}
+    card = attention.train(boxes, folder=detector, budget=12_000, epochs=90)
+    assert {p: p.stat().st_mtime for p in (detector / "cache").rglob("*.safetensors")} == before
+    assert card.packed_bytes == (detector / "model.penjing").stat().st_size
+
+
+def test_images_without_any_box_are_refused(tmp_path: Path, boxes: Path):
+    document = json.loads(boxes.read_text())
+    document["annotations"] = []
+    (tmp_path / "none.json").write_text(json.dumps(document))
+    with pytest.raises(PenjingError, match="have no boxes at all"):
+        attention.train(tmp_path / "none.json", boxes.parent, folder=tmp_path)
+
+
+def test_a_budget_that_no_detector_meets(tmp_path: Path, boxes: Path):
+    with pytest.raises(PenjingError, match="too small for a detector"):
+        attention.train(boxes, folder=tmp_path, budget=5_000)
+
+
+def test_splits_do_not_share_images(boxes: Path):
+    splits = training._read(boxes, None, None, None, seed=0)
+    names = {name: {image.path for image in part} for name, part in splits.items()}
+    assert not names["train"] & names["validation"]
+    assert names["train"] | names["validation"] == {image.path for image in coco.read(boxes)}
+
+
+@pytest.mark.parametrize("budget", FAMILY)
+def test_every_member_of_the_family_fits_its_name(budget: int, tmp_path: Path, boxes: Path):
+    """With random weights, which cannot be packed better than trained ones."""
+    splits = training._read(boxes, None, None, None, seed=0)
+    task = training.task_of(splits, 64, 96, 3)
+    torch.manual_seed(0)
+    net = quantize(HeatMapNet(member(budget, 64, 96)).eval(), task, calibration=8)
+    training.align_pixels(net)
+    finish = [Decoding(), PixelInput(), Threshold(0.5)]
+    path = tmp_path / "model.onnx"
+    export(net, task.example, path, calibration=task.calibration(8), finish=finish)
+    assert container.pack(path, tmp_path / "model.penjing") <= budget
+
+
+def test_a_larger_budget_gives_a_larger_net():
+    counts = [
+        sum(p.numel() for p in HeatMapNet(member(budget, 64, 64)).parameters()) for budget in FAMILY
+    ]
+    assert counts == sorted(counts)
+    assert member(50_000, 64, 64) == member(45_000, 64, 64)
