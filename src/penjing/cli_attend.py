@@ -74,6 +74,8 @@ def train(
         seed=seed,
         progress=True,
     )
+    for note in card.notes:
+        typer.echo(f"note: {note}", err=True)
     figures = card.model_dump(mode="json")
     report(figures if as_json else figures | figures["figures"], as_json)
 
@@ -130,15 +132,11 @@ def bundle(
     as_json: Json = False,
 ) -> None:
     """Write detector, crop and model as one file with its own latency card."""
-    from itertools import islice
-
     from penjing import attention
-    from penjing.attention import video as videos
 
     pipeline = _pipeline(detector, model, crop, None, every, motion, threshold)
     writable(output)
-    shots = (shot.frame for source in frames for shot in islice(videos.read(source), MOST_FRAMES))
-    card = attention.save(pipeline, output, list(islice(shots, MOST_FRAMES)))
+    card = attention.save(pipeline, output, _frames(frames))
     _show_card(str(output), card, as_json)
 
 
@@ -157,10 +155,8 @@ def bench(
 ) -> None:
     """Milliseconds a frame on this machine, from the decoded frame, at one thread."""
     from penjing.attention import bundle as bundles
-    from penjing.attention import video as videos
 
-    shots = [shot.frame for source in frames or [] for shot in videos.read(source)]
-    shots = shots[:MOST_FRAMES] or [_random_frame(size)]
+    shots = _frames(frames or []) or [_random_frame(size)]
     rows: list[dict[str, Any]] = [
         {
             "file": str(path),
@@ -176,9 +172,21 @@ def bench(
         _show_card(f"{row['file']}, {row['bytes']:,} bytes", row, False)
 
 
+def _frames(sources: list[str]) -> list[Any]:
+    """The first frames of ``sources``."""
+    from itertools import islice
+
+    from penjing.attention import video as videos
+
+    shots = (shot.frame for source in sources for shot in videos.read(source))
+    return list(islice(shots, MOST_FRAMES))
+
+
 def _loaded(path: Path) -> Pipeline:
     from penjing import attention
 
+    if not path.is_file():
+        raise PenjingError(f"{path}: no such file; give a detector or a bundle")
     if path.suffix in (".penjing", ".onnx"):
         return attention.Pipeline(attention.Detector.load(path))
     return attention.load(path)

@@ -45,13 +45,26 @@ def test_a_bundle_does_what_the_pipeline_did(pipeline: Pipeline, saved: Path, bo
     assert seen > 0
 
 
+def test_a_loaded_bundle_can_be_saved_again(saved: Path, boxes: Path, tmp_path: Path):
+    frames = [read(image.path) for image in coco.read(boxes)[:2]]
+    attention.save(attention.load(saved), tmp_path / "again.bundle", frames)
+    with zipfile.ZipFile(saved) as one, zipfile.ZipFile(tmp_path / "again.bundle") as other:
+        for name in ("pipeline.json", "detector.penjing", "model.onnx"):
+            assert one.read(name) == other.read(name)
+
+
+def test_there_must_be_frames_to_measure_on(detector: Path, tmp_path: Path):
+    find = Detector.load(detector / "model.onnx")
+    with pytest.raises(PenjingError, match="at least one"):
+        attention.save(Pipeline(find), tmp_path / "a.bundle", [])
+
+
 def test_the_card_is_measured(saved: Path):
     card = bundle.card(saved)
     assert card["detector_bytes"] < 12_000 and card["model_bytes"] > 0
     parts = card["latencies"]
-    assert {"detector", "motion gate", "crop and model, one object", "frame with nothing"} <= set(
-        parts
-    )
+    assert {"detector", "motion gate", "crop and model, one object", "still frame"} <= set(parts)
+    assert any(name.startswith("frame between detections") for name in parts)
     assert all(0 < part["p10_ms"] <= part["median_ms"] <= part["p90_ms"] for part in parts.values())
 
 
@@ -105,15 +118,22 @@ def test_compressed_members_are_refused(saved: Path, tmp_path: Path):
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_damage_gives_one_error_or_the_same_pipeline(saved: Path, tmp_path_factory, data):
-    content = bytearray(saved.read_bytes())
+def test_damage_gives_one_error_or_a_whole_pipeline(saved: Path, tmp_path_factory, data):
+    """In a member, behind the archive's own checksums, and anywhere in the archive."""
+    path = tmp_path_factory.mktemp("damage") / "bad.bundle"
+    with zipfile.ZipFile(saved) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    whole = data.draw(st.booleans())
+    name = data.draw(st.sampled_from(sorted(parts)))
+    content = bytearray(saved.read_bytes() if whole else parts[name])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    cut = data.draw(st.integers(0, len(content)))
-    path = tmp_path_factory.mktemp("damage") / "bad.bundle"
-    path.write_bytes(content[:cut] if data.draw(st.booleans()) else content)
+    if whole:
+        path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    else:
+        altered(saved, path, **{name.replace(".", "__"): bytes(content)})
     with contextlib.suppress(PenjingError):
-        attention.load(path)
+        attention.load(path)(np.zeros((96, 96, 3), np.uint8))
 
 
 def test_the_plan_holds_no_code(saved: Path):

@@ -16,7 +16,7 @@ def scored(boxes: np.ndarray, *scores: float) -> np.ndarray:
 def test_perfect_detections_score_one():
     found = [scored(TRUTH[0], 0.9, 0.8), scored(TRUTH[1], 0.7)]
     assert metrics.average_precision(found, TRUTH) == {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}
-    assert metrics.recall_at(found, TRUTH, 0.0) == (1.0, 0.7)
+    assert metrics.recall_at(found, TRUTH, 0.0) == (1.0, 0.35)
 
 
 def test_average_precision_of_a_known_ranking():
@@ -31,6 +31,21 @@ def test_average_precision_of_a_known_ranking():
 def test_a_second_detection_of_one_object_is_a_false_positive():
     found = [scored(np.repeat(TRUTH[0][:1], 2, axis=0), 0.9, 0.8), np.empty((0, 5))]
     assert metrics.count(found, TRUTH) == (1, 1)
+
+
+def test_the_threshold_lies_between_two_scores():
+    wrong = np.array([[0.6, 0.0, 0.8, 0.1]])
+    found = [np.concatenate([scored(TRUTH[0][:1], 0.9), scored(wrong, 0.5)]), np.empty((0, 5))]
+    recall, threshold = metrics.recall_at(found, TRUTH, 0.0)
+    assert recall == 1 / 3 and threshold == (0.9 + 0.5) / 2
+
+
+def test_what_lies_in_a_crowd_does_not_count():
+    truth, crowd = TRUTH[0][:1], np.array([[0.0, 0.0, 0.5, 0.5]])
+    boxes = np.array([[0.1, 0.1, 0.3, 0.2], [0.4, 0.4, 0.5, 0.5], [0.4, 0.4, 0.8, 0.8]])
+    kept = metrics.outside(scored(boxes, 0.9, 0.8, 0.7), truth, crowd)
+    assert np.array_equal(kept[:, 4], [0.9, 0.7])
+    assert metrics.outside(boxes, truth, np.empty((0, 4))) is boxes
 
 
 def test_nothing_found():

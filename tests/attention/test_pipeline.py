@@ -134,18 +134,24 @@ for name in ("torch", "torchvision", "pycocotools", "optuna", "torch_pruning"):
     sys.modules[name] = None
 import numpy as np
 from penjing.attention import Crop, Detector, Motion, Pipeline, load
-from penjing.attention import video
-find = Detector.load(sys.argv[1])
+from penjing.attention import bundle, save, video
+frames = [shot.frame for shot in video.read(sys.argv[3])]
+find = Detector.load(sys.argv[1], threshold=0.1)
 pipeline = Pipeline(find, Crop(height=16, width=24), sys.argv[2], motion=Motion(), every=2)
-print(len(pipeline(np.zeros((64, 96, 3), np.uint8))))
+save(pipeline, sys.argv[4], frames[:4])
+again = load(sys.argv[4])
+print(sum(len(again(frame)) for frame in frames))
 """
 
 
-def test_a_device_needs_no_pytorch(detector: Path, tmp_path: Path):
+def test_a_device_needs_no_pytorch(detector: Path, boxes: Path, tmp_path: Path):
     model = mean_model(tmp_path / "mean.onnx", "n")
-    command = [sys.executable, "-c", RUNTIME_ONLY, detector / "model.penjing", model]
-    done = subprocess.run(command, capture_output=True, text=True)
+    files = (detector / "model.penjing", model, boxes.parent, tmp_path / "gate.bundle")
+    done = subprocess.run(
+        [sys.executable, "-c", RUNTIME_ONLY, *files], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 def test_a_new_run_forgets_the_last():
@@ -155,10 +161,42 @@ def test_a_new_run_forgets_the_last():
 
 
 def test_frames_may_change_their_size():
-    pipeline = Pipeline(Bright((10, 10)), every=2, motion=Motion())
-    larger = np.zeros((200, 300, 3), np.uint8)
-    larger[10:30, 10:40] = 255
-    assert [len(f) for f in pipeline.run([frame((10, 10)), larger, frame((10, 10))])] == [1, 1, 1]
+    detector = Bright((10, 10))
+    pipeline = Pipeline(detector, every=2, motion=Motion())
+    small = frame((10, 10))
+    larger = small.repeat(2, axis=0).repeat(2, axis=1)
+    detector.places = ((20, 20),)
+    sizes = [small, larger, small]
+    boxes = []
+    for picture in sizes:
+        detector.places = ((20, 20),) if picture is larger else ((10, 10),)
+        ((item,)) = pipeline(picture)
+        boxes.append(item.box[:2])
+    assert boxes == [(10, 10), (20, 20), (10, 10)] and detector.calls == 3
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 4), (48, 64, 1), (0, 64, 3)])
+def test_other_frames_are_refused(shape: tuple):
+    with pytest.raises(PenjingError, match="expected uint8"):
+        Pipeline(Bright())(np.zeros(shape, np.uint8))
+    with pytest.raises(PenjingError, match="float32"):
+        Pipeline(Bright())(np.zeros((8, 8, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_a_file_that_does_not_fit_the_crop_is_refused_at_once(tmp_path: Path):
+    path = mean_model(tmp_path / "mean.onnx", "n")
+    grey = Crop(height=16, width=24, channels=1)
+    with pytest.raises(PenjingError, match=r"but the crop makes \[N, 1"):
+        Pipeline(Bright(), grey, path)
+
+
+def test_a_module_that_gives_several_outputs_is_named():
+    class Two(nn.Module):
+        def forward(self, crops: torch.Tensor) -> tuple:
+            return crops, crops
+
+    with pytest.raises(PenjingError, match="Two gives a tuple"):
+        Pipeline(Bright((10, 10)), CROP, Two())(frame((10, 10)))
 
 
 def test_model_and_crop_belong_together():

@@ -1,6 +1,7 @@
 """The tracker follows what moves, keeps its number, and forgets what is gone."""
 
 import numpy as np
+import pytest
 
 from penjing.attention.tracker import LOST_AFTER, Tracker
 
@@ -45,6 +46,30 @@ def test_without_flow_objects_go_on_as_they_moved():
     (track,) = tracker.update(GROUND, box(20 + 8 * 6, 50))
     assert track.identity == 1
     assert abs(track.velocity[0] - 8) < 1
+
+
+def test_a_still_object_without_texture_stays_where_it_is():
+    """Nothing to measure motion by: the detector's jitter must not send it off."""
+    tracker, plain = Tracker(), np.full((240, 320, 3), 90, np.uint8)
+    tracker.update(plain, box(100, 100))
+    for round_ in range(4):
+        for _ in range(9):
+            tracker.follow(plain)
+        tracker.update(plain, box(100 + 2 * (round_ % 2), 100))
+    for _ in range(9):
+        (track,) = tracker.follow(plain)
+    assert np.abs(track.box[:4] - box(100, 100)[0, :4]).max() < 4
+
+
+def test_corrections_are_spread_over_the_frames_between():
+    tracker, plain = Tracker(), np.full((240, 320, 3), 90, np.uint8)
+    tracker.update(plain, box(20, 100))
+    for step in range(1, 9):
+        for _ in range(4):
+            tracker.follow(plain)
+        (track,) = tracker.update(plain, box(20 + 20 * step, 100))
+    assert track.identity == 1
+    assert track.velocity[0] == pytest.approx(4, abs=0.5)
 
 
 def test_what_is_not_seen_again_is_forgotten():

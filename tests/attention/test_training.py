@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_the_card_is_of_the_file(detector: Path):
     threshold = attention.Detector.load(detector / "model.onnx").threshold
     assert threshold == pytest.approx(figures["threshold"], abs=1e-4)
     assert {layer["format"] for layer in card["layers"] if layer["macs"]} == {"int8"}
+
+
+def test_the_threshold_is_the_files_own(detector: Path, boxes: Path):
+    """On the validation images the file has the false positives its threshold was set for."""
+    splits = training._read(boxes, None, None, None, seed=0)
+    figures = json.loads((detector / "card.json").read_text())["figures"]
+    name = "recall at 0.1 false positives an image"
+    assert figures["recall at the threshold"] == figures[name]
+    assert figures["false positives an image at the threshold"] <= 0.1 * len(splits["validation"])
+
+
+def test_grey_images_get_a_grey_detector(boxes: Path, tmp_path: Path):
+    images = coco.read(boxes)
+    assert not training.all_grey(images)
+    for image in images[:3]:
+        pixels = cv2.imread(str(image.path), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(tmp_path / image.path.name), pixels)
+    grey = [Annotated(tmp_path / i.path.name, i.boxes, i.width, i.height) for i in images[:3]]
+    assert training.all_grey(grey)
 
 
 def test_the_same_call_takes_what_is_there(detector: Path, boxes: Path):

@@ -85,15 +85,27 @@ def test_boxes_are_drawn_on_a_copy():
 
 def test_a_line_says_what_was_found():
     shot = video.Shot("gate.mp4", 3, 0.3, 10.0, np.zeros((4, 4, 3), np.uint8))
-    outputs = [np.array([0.5, 0.25]), np.eye(300, dtype=np.float32), "AB1", None]
+    large_output = np.eye(300, dtype=np.float32)
+    numbers = (np.float32(0.5), float("nan"))
+    outputs = [np.array([0.5, 0.25]), large_output, "AB1", None, numbers]
     found = [Found((1.0, 2.0, 3.0, 4.0), 0.5, i, output) for i, output in enumerate(outputs)]
     file = io.StringIO()
     video.write_line(file, shot, found)
     line = json.loads(file.getvalue())
     assert (line["source"], line["frame"], line["seconds"]) == ("gate.mp4", 3, 0.3)
-    small, large, text, none = (item["output"] for item in line["found"])
+    small, large, text, none, pair = (item["output"] for item in line["found"])
+    assert pair == [0.5, None]
     assert small == [0.5, 0.25] and text == "AB1" and none is None
     assert large == {"shape": [300, 300], "argmax": list(range(300))}
+
+
+@pytest.mark.parametrize(
+    "address", ["rtsp://me:secret@127.0.0.1:1/live", "http://127.0.0.1:1/a.jpg"]
+)
+def test_a_camera_that_is_not_there_is_named_without_its_password(address: str):
+    with pytest.raises(PenjingError, match="cannot be opened") as raised:
+        list(video.read(address))
+    assert "secret" not in str(raised.value) and "127.0.0.1" in str(raised.value)
 
 
 def test_each_source_starts_anew(tmp_path: Path):

@@ -6,6 +6,7 @@ The file is a ZIP archive without compression of ``pipeline.json``, ``card.json`
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 import zipfile
@@ -22,12 +23,16 @@ from penjing import container
 from penjing.attention.crop import Crop
 from penjing.attention.detector import Detector
 from penjing.attention.motion import Gate, Motion
-from penjing.attention.pipeline import Pipeline
+from penjing.attention.pipeline import File, Module, Pipeline
+from penjing.deploy.timing import time_calls
 from penjing.errors import PenjingError
 
 PLAN, CARD, DETECTOR = "pipeline.json", "card.json", "detector.penjing"
-LARGEST = 2**30
-"""Bytes that a member may have; what a bundle declares beyond that is not read."""
+LARGEST = {PLAN: 10**5, CARD: 10**6, DETECTOR: 10**7}
+"""Bytes that a member may have at most; what declares more is not read."""
+LARGEST_MODEL = 2**30
+NEVER = 10**9
+"""Frames that no measurement reaches."""
 
 
 class Plan(BaseModel):
@@ -36,7 +41,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: Literal[1] = 1
-    threshold: float
+    threshold: float = Field(ge=0, allow_inf_nan=False)
     every: int = Field(ge=1)
     motion: Motion | None
     crops: list[Crop]
@@ -56,7 +61,8 @@ def save(
             the card are measured on them.
 
     Raises:
-        PenjingError: the model is a Python function, or a module whose crops differ in width.
+        PenjingError: the model is a Python function, or a module whose crops differ in width; no
+            frames.
     """
     if not isinstance(pipeline.detector, Detector):
         raise PenjingError("Only a pipeline whose detector is a file (Detector.load) can be saved.")
@@ -116,38 +122,43 @@ def load(
 def card(path: str | Path) -> dict[str, Any]:
     """What was measured when the bundle was saved."""
     try:
-        return dict(json.loads(_members(Path(path))[CARD]))
+        return dict(json.loads(_members(Path(path), [CARD])[CARD]))
     except (ValueError, TypeError) as error:
         raise PenjingError(
             f"{path}: {CARD} is not JSON ({error}); save the bundle again."
         ) from error
 
 
-def _members(path: Path) -> dict[str, bytes]:
-    """The members of the archive by name, all of them known."""
+def _members(path: Path, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
+    """The members of the archive by name (all of them known), or those that are wanted."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            needed = {PLAN, CARD, DETECTOR}
-            extra = entries.keys() - needed - {"model.onnx", "model.penjing"}
-            if extra or needed - entries.keys():
-                raise PenjingError(
-                    f"{path} is no bundle: it holds {', '.join(sorted(entries)) or 'nothing'}; expected "
-                    f"{', '.join(sorted(needed))}. Save it again."
-                )
-            for entry in entries.values():
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > LARGEST:
+            _check_names(path, set(entries))
+            for name, entry in entries.items():
+                limit = LARGEST.get(name, LARGEST_MODEL)
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
                     raise PenjingError(
-                        f"{path}: {entry.filename} is compressed or larger than {LARGEST:,} bytes; "
-                        "bundles are neither. Save it again."
+                        f"{path}: {name} is compressed or larger than {limit:,} bytes; bundles are "
+                        "neither. Save it again."
                     )
-            return {name: archive.read(entry) for name, entry in entries.items()}
+            return {name: archive.read(entries[name]) for name in wanted or entries}
     except OSError as error:
         raise PenjingError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise PenjingError(
             f"{path} is no bundle or is damaged ({error}); save it again."
         ) from error
+
+
+def _check_names(path: Path, names: set[str]) -> None:
+    needed = {PLAN, CARD, DETECTOR}
+    if needed - names or len(names) > 4 or names - needed - {"model.onnx", "model.penjing"}:
+        shown = ", ".join(sorted(names)[:5])[:200] or "nothing"
+        raise PenjingError(
+            f"{path} is no bundle: it holds {shown}; expected {', '.join(sorted(needed))} and a "
+            "model. Save it again."
+        )
 
 
 def _plan(path: Path, members: dict[str, bytes]) -> Plan:
@@ -166,10 +177,12 @@ def _model_file(pipeline: Pipeline, folder: Path) -> Path | None:
     model = pipeline.model
     if model is None:
         return None
-    if isinstance(model, str | Path):
-        return Path(model)
+    if isinstance(model, File):
+        target = folder / ("model.penjing" if model.packed else "model.onnx")
+        target.write_bytes(model.content)
+        return target
     widths = {(crop.height, crop.width) for crop in pipeline.crops}
-    if not hasattr(model, "state_dict") or len(widths) > 1 or None in next(iter(widths)):
+    if not isinstance(model, Module) or len(widths) > 1 or None in next(iter(widths)):
         raise PenjingError(
             "Only a model that is a file, or a PyTorch module whose crops all have one height and "
             "width, can be saved in a bundle; export the model to ONNX first."
@@ -180,7 +193,8 @@ def _model_file(pipeline: Pipeline, folder: Path) -> Path | None:
 
     crop = pipeline.crops[0]
     example = torch.zeros(1, crop.channels, crop.height, crop.width or 0)
-    export(model, example, target := folder / "model.onnx")  # type: ignore[arg-type]
+    module = copy.deepcopy(model.module).cpu()
+    export(module, example, target := folder / "model.onnx")
     return target
 
 
@@ -190,34 +204,27 @@ def _card(
     return {
         "detector_bytes": detector.stat().st_size,
         "model_bytes": model.stat().st_size if model else None,
+        "threads": pipeline.threads,
         "latencies": latencies(pipeline, frames),
     }
 
 
 def latencies(pipeline: Pipeline, frames: Sequence[NDArray[np.uint8]]) -> dict[str, dict[str, Any]]:
     """Milliseconds (median, tenth and ninetieth percentile) of the parts of ``pipeline``, timed in
-    turns: its detector, its gate, one object's crops with the model, a whole frame without and with
-    objects, all on one thread. What ``frames`` do not show is left out."""
-    from penjing.deploy import measure
+    turns, without ``postprocess``; OpenCV has one thread.
 
-    seen = [(frame, pipeline.detector(frame)) for frame in frames]
-    empty = next((frame for frame, found in seen if not len(found)), None)
-    full = next(((frame, found) for frame, found in seen if len(found)), None)
-    calls: dict[str, Callable[[], object]] = {"detector": lambda: pipeline.detector(seen[0][0])}
-    if pipeline.motion is not None:
-        gate = Gate(pipeline.motion)
-        calls["motion gate"] = lambda: gate(seen[0][0])
-    if full is not None and pipeline.crops:
-        box = full[1][0]
-        calls["crop and model, one object"] = lambda: pipeline.view(full[0], [box])
-    if empty is not None:
-        calls["frame with nothing"] = lambda: _anew(pipeline, empty)
-    if full is not None:
-        calls[f"frame with {len(full[1])} found"] = lambda: _anew(pipeline, full[0])
+    They are its detector and its gate, one object's crops with the model, a whole frame in which
+    nothing or something is found, one between two runs of the detector, and one that the gate keeps
+    from it. What ``frames`` do not show is left out.
+
+    Raises:
+        PenjingError: there are no frames.
+    """
+    calls = _calls(pipeline, frames)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        timed = measure.time_calls(list(calls.values()), runs=100)
+        timed = time_calls(list(calls.values()), runs=100)
     finally:
         cv2.setNumThreads(threads)
     return {
@@ -226,7 +233,38 @@ def latencies(pipeline: Pipeline, frames: Sequence[NDArray[np.uint8]]) -> dict[s
     }
 
 
-def _anew(pipeline: Pipeline, frame: NDArray[np.uint8]) -> object:
-    """The first frame of a video: the detector runs on it."""
-    pipeline.reset()
-    return pipeline(frame)
+def _calls(
+    pipeline: Pipeline, frames: Sequence[NDArray[np.uint8]]
+) -> dict[str, Callable[[], object]]:
+    if not frames:
+        raise PenjingError("Latencies are measured on frames; give at least one.")
+    seen = [(frame, pipeline.detector(frame)) for frame in frames]
+    empty = next((frame for frame, found in seen if not len(found)), None)
+    full = next(((frame, found) for frame, found in seen if len(found)), None)
+    calls: dict[str, Callable[[], object]] = {"detector": lambda: pipeline.detector(seen[0][0])}
+    if pipeline.motion is not None:
+        gate = Gate(pipeline.motion)
+        calls["motion gate"] = lambda: gate(seen[0][0])
+    if empty is not None:
+        calls["frame with nothing"] = lambda: _again(pipeline)(empty)
+    if full is None:
+        return calls
+    picture, found = full
+    if pipeline.crops:
+        calls["crop and model, one object"] = lambda: pipeline.view(picture, [found[0]])
+    calls[f"frame with {len(found)} found"] = lambda: _again(pipeline)(picture)
+    if pipeline.every > 1:
+        resting = _again(pipeline, every=NEVER)
+        resting(picture)
+        calls[f"frame between detections, {len(found)} found"] = lambda: resting(picture)
+    if pipeline.motion is not None:
+        still = _again(pipeline, motion=pipeline.motion.model_copy(update={"heartbeat": NEVER}))
+        still(picture)
+        calls["still frame"] = lambda: still(picture)
+    return calls
+
+
+def _again(pipeline: Pipeline, **changes: Any) -> Pipeline:
+    """The same pipeline before its first frame."""
+    crops = pipeline.crops or None
+    return Pipeline(pipeline.detector, crops, pipeline.model, **changes)

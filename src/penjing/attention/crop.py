@@ -26,8 +26,9 @@ class Crop(BaseModel):
     Attributes:
         left, top, right, bottom: added on that side, as a share of the box's width or height;
             negative cuts into the box.
-        aspect: width by height of the region; its shorter side grows to it. None keeps the shape.
-        min_size: least width and height of the region in the frame's pixels.
+        aspect: width by height of the region; its shorter side grows to it, as far as the frame
+            reaches. None keeps the shape.
+        min_size: least width and height of the region in the frame's pixels, if the frame has them.
         align: the region's left and top, and where the frame goes on its right and bottom, are
             multiples of it, in the frame's pixels.
         height: of the model's input, pixels.
@@ -35,7 +36,8 @@ class Crop(BaseModel):
             at least ``min_width`` and at most ``max_width``, made a multiple of ``multiple``.
         channels: 3 (RGB) or 1 (grey).
         bgr: whether the model wants blue first.
-        mean, std: of pixels in [0, 1], one value a channel: the input is (pixel - mean) / std.
+        mean, std: of pixels in [0, 1], one value, or one a channel: the input is
+            (pixel - mean) / std.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,15 +57,15 @@ class Crop(BaseModel):
     multiple: int = Field(default=8, ge=1)
     channels: int = 3
     bgr: bool = False
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.channels not in (1, 3):
             raise ValueError(f"channels={self.channels}, expected 1 (grey) or 3 (RGB)")
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean and std need {self.channels} values each, one a channel")
+        if {len(self.mean), len(self.std)} - {1, self.channels}:
+            raise ValueError(f"mean and std need 1 or {self.channels} values each, one a channel")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         if self.min_width > self.max_width:
@@ -90,9 +92,11 @@ class Crop(BaseModel):
         left, top, right, bottom = self.region(box, *frame.shape[:2])
         part = frame[top:bottom, left:right]
         width = self.width or self._natural_width(right - left, bottom - top)
-        shrinks = part.shape[0] > self.height and part.shape[1] > width
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        pixels = cv2.resize(part, (width, self.height), interpolation=method)
+        # First the axes that shrink, by areas: bilinear sampling would skip pixels.
+        shrunk = (min(width, part.shape[1]), min(self.height, part.shape[0]))
+        if shrunk != (part.shape[1], part.shape[0]):
+            part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        pixels = cv2.resize(part, (width, self.height), interpolation=cv2.INTER_LINEAR)
         if self.channels == 1:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
         elif self.bgr:
@@ -152,6 +156,7 @@ def learn(
 
     if not samples:
         raise PenjingError("There are no samples to learn the crop from; give at least one.")
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     moved = _jittered(samples, jitter, seed)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
@@ -163,7 +168,10 @@ def learn(
         tried = crop.model_copy(update=margins)
         return score([tried.cut(frame, box) for frame, box in moved])
 
-    study.optimize(objective, n_trials=trials)
+    try:
+        study.optimize(objective, n_trials=trials)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
     return crop.model_copy(update=study.best_params)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing import container
-from penjing.attention.frames import to_input
+from penjing.attention.frames import check, to_input
 from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.errors import PenjingError
 
@@ -30,17 +31,16 @@ class Detector:
         self, source: bytes, *, threads: int = 1, threshold: float | None = None, name: str = "file"
     ) -> None:
         self._session = runtime.session(source, threads)
-        image, *more = self._session.get_inputs()
-        outputs = [output.name for output in self._session.get_outputs()]
-        stored = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
-        if more or image.type != "tensor(uint8)" or outputs != ["detections"] or stored is None:
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        stored = self._session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+        if not _is_detector(inputs, outputs, stored):
             raise PenjingError(
-                f"{name} is not a detector (it takes {image.type} {image.shape} and gives "
-                f"{', '.join(outputs)}); make one with penjing attend train."
+                f"{name} is not a detector (it takes {_described(inputs)} and gives "
+                f"{_described(outputs)}); make one with penjing attend train."
             )
         self.source = source
-        self._name = image.name
-        self.input_height, self.input_width, self.channels = (int(s) for s in image.shape[1:])
+        self._name = inputs[0].name
+        self.input_height, self.input_width, self.channels = inputs[0].shape[1:]
         self.threshold = float(stored) if threshold is None else threshold
 
     @classmethod
@@ -60,7 +60,12 @@ class Detector:
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Objects in ``frame`` uint8 ``[H, W, 3]``, best first: float32 ``[n, 5]`` of left, top,
-        right, bottom in the frame's pixels, and score."""
+        right, bottom in the frame's pixels, and score.
+
+        Raises:
+            PenjingError: ``frame`` is of another kind.
+        """
+        check(frame)
         pixels = to_input(frame, self.input_height, self.input_width, self.channels)
         found = self._session.run(None, {self._name: pixels})[0][0]
         found = found[(found[:, 4] >= self.threshold) & (found[:, 4] > 0)]
@@ -68,6 +73,19 @@ class Detector:
         size = np.array([width, height, width, height], np.float32)
         found[:, :4] = np.clip(found[:, :4], 0, 1) * size
         return found
+
+
+def _is_detector(inputs: list, outputs: list, threshold: str) -> bool:
+    if len(inputs) != 1 or len(outputs) != 1 or outputs[0].name != "detections":
+        return False
+    shape = inputs[0].shape
+    sizes = len(shape) == 4 and all(isinstance(side, int) for side in shape[1:])
+    number = re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", threshold) is not None
+    return inputs[0].type == "tensor(uint8)" and sizes and shape[3] in (1, 3) and number
+
+
+def _described(values: list) -> str:
+    return ", ".join(f"{value.type} {value.shape}" for value in values) or "nothing"
 
 
 def onnx_bytes(path: Path) -> bytes:

@@ -19,6 +19,15 @@ def read(path: Path) -> NDArray[np.uint8]:
     return pixels  # type: ignore[return-value]
 
 
+def check(frame: NDArray[np.uint8]) -> None:
+    """Raise PenjingError when ``frame`` is not uint8 ``[H, W, 3]``."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        raise PenjingError(
+            f"The frame is {frame.dtype} {list(frame.shape)}; expected uint8 [H, W, 3], red first. "
+            "Convert it, of a grey camera with cv2.COLOR_GRAY2RGB."
+        )
+
+
 def to_input(frame: NDArray[np.uint8], height: int, width: int, channels: int) -> NDArray[np.uint8]:
     """``frame`` uint8 ``[H, W, 3]`` stretched to the detector's input, uint8 ``[1, h, w, c]``."""
     # Means over 2 x 2 pixels are many times faster than over other areas, and what is then left to

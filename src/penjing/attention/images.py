@@ -21,6 +21,8 @@ Pixels = NDArray[Any]
 """uint8 ``[h, w, channels]``."""
 Boxes = NDArray[np.float32]
 
+LARGEST_IN_MEMORY = 2**31
+"""Bytes of all images of a split together, up to which they stay in memory."""
 KEPT_SCALE = 2
 """Images stay in memory at so many times the input's size, so that views can zoom in."""
 ZOOM = (0.6, 2.0)
@@ -44,7 +46,9 @@ class BoxImages:
     def __init__(self, images: Sequence[Annotated], height: int, width: int, channels: int) -> None:
         self.images = images
         self.height, self.width, self.channels = height, width, channels
-        self._kept: dict[int, Pixels] = {}
+        self._kept: dict[tuple[int, int], Pixels] = {}
+        needed = len(images) * height * width * 3 * KEPT_SCALE**2
+        self._keeps = needed <= LARGEST_IN_MEMORY
         most = max((len(image.boxes) for image in images), default=0)
         self.slots = max(1, 4 * most)
 
@@ -75,8 +79,10 @@ class BoxImages:
         return digest.digest()
 
     def _plain(self, index: int) -> tuple[Pixels, Boxes]:
-        frame = self._frame(index)
-        return to_input(frame, self.height, self.width, self.channels)[0], self.images[index].boxes
+        pixels = self._stretched(index, 1)
+        if self.channels == 1:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+        return pixels, self.images[index].boxes
 
     def _changed(self, index: int, generator: Generator) -> tuple[Pixels, Boxes]:
         random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -111,7 +117,7 @@ class BoxImages:
     ) -> tuple[Pixels, Boxes]:
         """A window of ``height`` x ``width`` on the image at a random zoom, RGB, with the boxes in
         it as shares of the window."""
-        source = self._source(index)
+        source = self._stretched(index, KEPT_SCALE)
         zoom = math.exp(random.uniform(*np.log(ZOOM)))
         stretch = math.exp(random.uniform(-1, 1) * math.log(STRETCH) / 2)
         scale = np.array([zoom * stretch, zoom / stretch])
@@ -145,11 +151,15 @@ class BoxImages:
         left, top, right, bottom, _ = boxes[random.integers(len(boxes))]
         return np.array([(left + right) / 2, (top + bottom) / 2], np.float32)
 
-    def _source(self, index: int) -> Pixels:
-        if index not in self._kept:
-            height, width = KEPT_SCALE * self.height, KEPT_SCALE * self.width
-            self._kept[index] = to_input(self._frame(index), height, width, 3)[0]
-        return self._kept[index]
+    def _stretched(self, index: int, scale: int) -> Pixels:
+        """The image at ``scale`` times the input's size, RGB."""
+        if (index, scale) in self._kept:
+            return self._kept[index, scale]
+        size = (scale * self.height, scale * self.width)
+        pixels = to_input(self._frame(index), *size, 3)[0]
+        if self._keeps:
+            self._kept[index, scale] = pixels
+        return pixels
 
     def _frame(self, index: int) -> Pixels:
         image = self.images[index]
@@ -157,7 +167,8 @@ class BoxImages:
         if frame.shape[:2] != (image.height, image.width):
             raise PenjingError(
                 f"{image.path}: is {frame.shape[1]} x {frame.shape[0]}, but its annotations are for "
-                f"{image.width} x {image.height}; are they of another image of the same name?"
+                f"{image.width} x {image.height}; are they of another image of the same name, or of "
+                "this one before it was turned (EXIF)?"
             )
         return frame
 

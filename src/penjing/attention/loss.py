@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss
 
 LARGEST_LOG = 6.0
-"""Logarithms of distances are cut here: e**6 cells are more than any input has."""
+"""Logarithms of distances are cut here and at its negative: e**6 cells are more than any input has,
+and a box without any height has no overlap to learn from."""
 SPREAD = 0.54 / 6
 """Standard deviation of a box's Gaussian by its side (Liu et al. 2019, arXiv:1909.00700)."""
 NARROWEST = 0.4
@@ -38,7 +39,7 @@ def boxes_of(sides: Tensor) -> Tensor:
     height, width = sides.shape[2:]
     x = torch.arange(width, device=sides.device) + 0.5
     y = torch.arange(height, device=sides.device)[:, None] + 0.5
-    left, top, right, bottom = sides.clamp(max=LARGEST_LOG).exp().unbind(dim=1)
+    left, top, right, bottom = sides.clamp(-LARGEST_LOG, LARGEST_LOG).exp().unbind(dim=1)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)
 
 

@@ -46,7 +46,8 @@ def recall_at(
     """The highest recall with at most ``false_positives`` an image, and the score that gives it.
 
     A detection is right when it overlaps a box by ``iou`` that no better one has taken; everything
-    else is a false positive. The score is the lowest that still counts as found.
+    else is a false positive. The score lies halfway to
+    the next lower one, so that a last bit does not decide.
     """
     matched = [_matches(boxes, real, iou) for boxes, real in zip(found, truth, strict=True)]
     scores = np.concatenate([boxes[:, 4] for boxes in found]) if found else np.empty(0)
@@ -62,7 +63,8 @@ def recall_at(
     if not allowed.any():
         return 0.0, float(np.nextafter(scores[0], 2))
     best = int(np.flatnonzero(allowed)[-1])
-    return float(right[: best + 1].sum() / total), float(scores[best])
+    lower = scores[best + 1] if best + 1 < len(scores) else 0.0
+    return float(right[: best + 1].sum() / total), float((scores[best] + lower) / 2)
 
 
 def count(found: Boxes, truth: Boxes, iou: float = 0.5) -> tuple[int, int]:
@@ -79,6 +81,19 @@ def overlaps(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[
     shared = np.clip(high - low, 0, None).prod(axis=2)
     areas = [(boxes[:, 2:4] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
     return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+
+
+def outside(
+    found: NDArray[np.floating], truth: NDArray[np.floating], crowds: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """``found`` without what lies by half or more in one of ``crowds``, unless it is a true box."""
+    if not len(crowds) or not len(found):
+        return found
+    low = np.maximum(found[:, None, :2], crowds[None, :, :2])
+    high = np.minimum(found[:, None, 2:4], crowds[None, :, 2:4])
+    shared = np.clip(high - low, 0, None).prod(axis=2).max(axis=1)
+    inside = shared >= 0.5 * (found[:, 2:4] - found[:, :2]).prod(axis=1)
+    return found[~inside | _matches(found, truth, 0.5)]
 
 
 def _matches(

@@ -16,7 +16,9 @@ class Motion(BaseModel):
 
     The frame, grey and 80 pixels wide, is compared with a running average of the frames before
     (Wren et al. 1997, "Pfinder"); what has changed is counted after a shift of the whole picture's
-    brightness is taken out, so that a cloud or the camera's gain is no motion.
+    brightness is taken out, so that a cloud or the camera's gain is no motion. Objects smaller than
+    a square of some 30 pixels in a frame 1280 pixels wide are seen by the heartbeat only, unless
+    ``area`` is lowered.
 
     Attributes:
         difference: grey levels (of 255) by which a pixel must differ from the background.
@@ -28,7 +30,7 @@ class Motion(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     difference: float = Field(default=12.0, gt=0, le=255)
-    area: float = Field(default=0.002, gt=0, le=1)
+    area: float = Field(default=0.001, gt=0, le=1)
     memory: float = Field(default=20.0, ge=1)
     heartbeat: int = Field(default=30, ge=1)
 

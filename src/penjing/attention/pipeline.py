@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from penjing.attention.crop import Crop
 from penjing.attention.detector import onnx_bytes
+from penjing.attention.frames import check
 from penjing.attention.motion import Gate, Motion
 from penjing.attention.tracker import Tracker
 from penjing.deploy import runtime_onnxruntime as runtime
@@ -77,8 +78,8 @@ class Pipeline:
             raise PenjingError(f"every={every}: the detector runs every 1, 2, 3... frames.")
         self.detector, self.crops, self.every, self.motion = detector, crops, every, motion
         self.postprocess = postprocess
-        self.model = model
-        self._model = _callable(model, threads)
+        self.threads = threads
+        self.model = _callable(model, crops, threads)
         self.reset()
 
     def reset(self) -> None:
@@ -87,11 +88,20 @@ class Pipeline:
         self._tracker = Tracker(flow=self.every > 1 or self._gate is not None)
         self._since = self.every
         self._moved = True
+        self._shape: tuple[int, ...] | None = None
         self._last: list[Found] = []
 
     def __call__(self, frame: Frame) -> list[Found]:
         """What is in the next ``frame``, uint8 RGB ``[H, W, 3]``, best first. Where the gate sees
-        nothing move, that is what was in the last one."""
+        nothing move, that is what was in the last one; a frame of another size begins anew.
+
+        Raises:
+            PenjingError: ``frame`` is of another kind.
+        """
+        check(frame)
+        if frame.shape != self._shape:
+            self.reset()
+            self._shape = frame.shape
         moves = self._gate is None or self._gate(frame)
         # What moved and stopped while the detector rested must still be looked at.
         self._moved = self._moved or moves
@@ -102,14 +112,14 @@ class Pipeline:
         elif moves:
             tracks = self._tracker.follow(frame)
         else:
-            return self._last
+            return list(self._last)
         outputs = self.view(frame, [track.box for track in tracks])
         found = [
             Found(tuple(track.box[:4].tolist()), float(track.box[4]), track.identity, output)
             for track, output in zip(tracks, outputs, strict=True)
         ]
         self._last = sorted(found, key=lambda item: -item.score)
-        return self._last
+        return list(self._last)
 
     def run(self, frames: Iterable[Frame]) -> Iterator[list[Found]]:
         """What is in each of ``frames``, which follow each other."""
@@ -119,14 +129,14 @@ class Pipeline:
     def view(self, frame: Frame, boxes: Sequence[NDArray[np.float32]]) -> list[Any]:
         """What the model makes of each of ``boxes`` in ``frame``; crops of one shape go through it
         together."""
-        if self._model is None or not boxes:
+        if self.model is None or not boxes:
             return [None] * len(boxes)
         cuts = [crop.cut(frame, box) for box in boxes for crop in self.crops]
         results: list[Any] = [None] * len(cuts)
         shapes = {cut.shape for cut in cuts}
         for shape in shapes:
             places = [place for place, cut in enumerate(cuts) if cut.shape == shape]
-            batch = self._model(np.concatenate([cuts[place] for place in places]))
+            batch = self.model(np.concatenate([cuts[place] for place in places]))
             for place, output in zip(places, batch, strict=True):
                 results[place] = output
         views = len(self.crops)
@@ -135,25 +145,28 @@ class Pipeline:
         return [self.postprocess(o) for o in outputs] if self.postprocess else outputs
 
 
-def _callable(model: nn.Module | str | Path | Model | None, threads: int) -> Model | None:
-    if isinstance(model, str | Path):
-        return _File(Path(model), threads)
-    if model is None or not hasattr(model, "state_dict"):
-        return model  # type: ignore[return-value]
-    return _module(model)  # type: ignore[arg-type]
+class File:
+    """An ONNX file as a function of a batch of crops.
 
+    Attributes:
+        content: of the file, as it is on disk.
+        packed: whether that is a ``.penjing`` file.
+    """
 
-class _File:
-    """An ONNX file as a function of a batch of crops."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        self._session = runtime.session(onnx_bytes(path), threads)
+    def __init__(self, path: Path, crops: Sequence[Crop], threads: int) -> None:
+        source = onnx_bytes(path)
+        self.packed = path.suffix == ".penjing"
+        self.content = path.read_bytes() if self.packed else source
+        self._session = runtime.session(source, threads)
         image, *more = self._session.get_inputs()
-        if more or len(image.shape) != 4 or image.type != "tensor(float)":
+        outputs = self._session.get_outputs()
+        if more or len(outputs) > 1 or len(image.shape) != 4 or image.type != "tensor(float)":
             raise PenjingError(
-                f"{path} takes {image.type} {image.shape}; a model behind a detector takes one image "
-                "of float32 [N, C, H, W]."
+                f"{path} takes {image.type} {image.shape} and has {len(outputs)} outputs; a model "
+                "behind a detector takes one image of float32 [N, C, H, W] and gives one output."
             )
+        for crop in crops:
+            _check_fit(path, image.shape, crop)
         self._input = image.name
         self._one_by_one = image.shape[0] == 1
 
@@ -166,14 +179,45 @@ class _File:
         return self._session.run(None, {self._input: crops})[0]
 
 
-def _module(model: nn.Module) -> Model:
-    import torch
+def _check_fit(path: Path, shape: list, crop: Crop) -> None:
+    """Raise now, not when the first object comes, if the file does not take what ``crop`` makes."""
+    made = (1, crop.channels, crop.height, crop.width)
+    for wanted, given in zip(shape, made, strict=True):
+        # A size that the file leaves open is a name.
+        if isinstance(wanted, int) and given != wanted:
+            raise PenjingError(
+                f"{path} takes images {shape}, but the crop makes [N, {crop.channels}, {crop.height}, "
+                f"{crop.width or 'its own width'}]; set the crop's height, width and channels."
+            )
 
-    model.eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def run(crops: NDArray[np.float32]) -> NDArray:
+class Module:
+    """A PyTorch module as a function of a batch of crops."""
+
+    def __init__(self, module: nn.Module) -> None:
+        import torch
+
+        self.module = module.eval()
+        self._device = next((p.device for p in module.parameters()), torch.device("cpu"))
+
+    def __call__(self, crops: NDArray[np.float32]) -> NDArray:
+        import torch
+
         with torch.inference_mode():
-            return model(torch.from_numpy(crops).to(device)).cpu().numpy()
+            output = self.module(torch.from_numpy(crops).to(self._device))
+        if not isinstance(output, torch.Tensor):
+            raise PenjingError(
+                f"The model {type(self.module).__name__} gives a {type(output).__name__}; a model "
+                "behind a detector gives one tensor [N, ...]: wrap it in a module that does."
+            )
+        return output.cpu().numpy()
 
-    return run
+
+def _callable(
+    model: nn.Module | str | Path | Model | None, crops: Sequence[Crop], threads: int
+) -> Model | None:
+    if isinstance(model, str | Path):
+        return File(Path(model), crops, threads)
+    if model is None or not hasattr(model, "state_dict"):
+        return model  # type: ignore[return-value]
+    return Module(model)  # type: ignore[arg-type]

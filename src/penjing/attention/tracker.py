@@ -33,6 +33,8 @@ class Track:
     box: Boxes
     """Left, top, right, bottom in the frame's pixels, and the score of the last detection."""
     missed: int = 0
+    frames: int = 0
+    """Since the last detection."""
     velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     """Pixels a frame."""
 
@@ -64,8 +66,10 @@ class Tracker:
         for track in self.tracks:
             track.missed += 1
         for track, index in pairs:
-            track.velocity = track.velocity + (_centre(detections[index]) - _centre(track.box)) / 2
-            track.box, track.missed = detections[index].astype(np.float32), 0
+            error = _centre(detections[index]) - _centre(track.box)
+            track.velocity = track.velocity + error / (2 * max(1, track.frames))
+            track.box = detections[index].astype(np.float32)
+            track.missed = track.frames = 0
         self.tracks = [track for track in self.tracks if track.missed <= LOST_AFTER]
         taken = {index for _, index in pairs}
         for index in range(len(detections)):
@@ -88,6 +92,7 @@ class Tracker:
                 shift = _flow(before, self._grey, track.box[:4] * scale)
                 track.velocity = track.velocity if shift is None else shift / scale
             track.box[:4] += np.tile(track.velocity, 2)
+            track.frames += 1
         self.tracks = [track for track in self.tracks if _inside(track.box, frame)]
 
     def _pairs(self, detections: Boxes) -> list[tuple[Track, int]]:

@@ -15,16 +15,18 @@ from penjing import recipe as recipes
 from penjing.attention import coco, metrics
 from penjing.attention.coco import Annotated
 from penjing.attention.decoding import Decoding, Threshold, decode
+from penjing.attention.frames import read
 from penjing.attention.images import BoxImages
 from penjing.attention.loss import detection_loss
 from penjing.attention.pixel_input import PixelInput
 from penjing.deploy import artifact, measure
 from penjing.deploy.artifact import Card
+from penjing.deploy.export import export
 from penjing.errors import PenjingError
 from penjing.models.heat_map import COARSEST, LARGEST_SIDE, SMALLEST_SIDE, HeatMapNet, member
 from penjing.quantization.grids import InputQuantizer
 from penjing.recipe import Recipe, Stage
-from penjing.tasks import Preprocessing, Task, outputs_of
+from penjing.tasks import Preprocessing, Task
 from penjing.techniques.quantize import Quantize
 from penjing.training import TrainSettings
 
@@ -37,6 +39,9 @@ NEARLY_ALL = 5.0
 VALIDATION = 0.1
 STEPS = 10_000
 BATCH = 16
+COLOUR_SAMPLE = 64
+"""Images that are looked at for colours."""
+MOST_EPOCHS = 1000
 FALSE_POSITIVES = 0.1
 """An image, on the validation images, at which the threshold is set."""
 QUANTIZED_SHARE = 0.1
@@ -66,26 +71,26 @@ def train(
         validation, test: boxes on other images; without validation a tenth of the training images is
             split off. The card's score (AP50) is of the test images, if there are any.
         budget: most bytes of ``model.penjing``.
-        epochs: passes over the training images in all; None takes as many as make 10,000 steps.
+        epochs: passes over the training images in all; None takes as many as make 10,000 steps, at
+            most 1,000.
         seed: of the split, the first weights and the order of the images.
         progress: show progress bars on standard error.
 
     Raises:
-        PenjingError: data that cannot be read, no boxes, a budget under 8,000 bytes.
+        PenjingError: data that cannot be read, a part without any box, a budget under 12,000 bytes.
     """
     splits = _read(data, images, validation, test, seed)
     height, width = input_size(splits["train"])
-    design = member(budget, height, width)
+    design = member(budget, height, width, 1 if all_grey(splits["train"]) else 3)
     task = task_of(splits, height, width, design.channels)
     torch.manual_seed(seed)
     net = HeatMapNet(design)
     steps = recipe(task.size("train"), epochs, seed)
     small = recipes.compress(net, task, steps, cache=Path(folder) / "cache", progress=progress)
     align_pixels(small)
-    outputs, targets = outputs_of(small, task.batches("validation"))
-    _, threshold = metrics.recall_at(*boxes_in(decode(outputs), targets), FALSE_POSITIVES)
+    threshold = _threshold(small, task, Path(folder) / "model.onnx")
     split = "test" if task.has_test else "validation"
-    return artifact.build(
+    card = artifact.build(
         small,
         task,
         Path(folder),
@@ -94,6 +99,9 @@ def train(
         finish=[Decoding(), PixelInput(), Threshold(threshold)],
         figures=lambda path: figures(*measure.outputs(path, task, split), threshold),
     )
+    card.notes += _notes(card, splits["train"], height, width, budget)
+    artifact.write(card, Path(folder))
+    return card
 
 
 def task_of(splits: dict[str, list[Annotated]], height: int, width: int, channels: int) -> Task:
@@ -127,14 +135,20 @@ def figures(detections: Tensor, target: Tensor, threshold: float) -> dict[str, f
 
 
 def boxes_in(detections: Tensor, target: Tensor) -> tuple[list[Boxes], list[Boxes]]:
-    """Found boxes ``[n, 5]`` and true ones ``[m, 4]`` of each image."""
+    """Found boxes ``[n, 5]`` and true ones ``[m, 4]`` of each image.
+
+    What is found in a crowd, and is none of the true ones, is left out: it doesn't matter.
+    """
     found = [part[part[:, 4] > 0].numpy() for part in detections]
-    return found, [part[part[:, 4] == 1, :4].numpy() for part in target]
+    truth = [part[part[:, 4] == 1, :4].numpy() for part in target]
+    crowds = [part[part[:, 4] == 0, :4].numpy() for part in target]
+    kept = [metrics.outside(*parts) for parts in zip(found, truth, crowds, strict=True)]
+    return kept, truth
 
 
 def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
     """Training in float, then with weights and activations on 8-bit grids."""
-    total = epochs if epochs is not None else STEPS * BATCH / images
+    total = epochs or min(STEPS * BATCH / max(images, BATCH), MOST_EPOCHS)
     settings = TrainSettings(
         epochs=total * (1 - QUANTIZED_SHARE),
         batch_size=BATCH,
@@ -169,6 +183,12 @@ def input_size(images: Sequence[Annotated]) -> tuple[int, int]:
     return height, width
 
 
+def all_grey(images: Sequence[Annotated]) -> bool:
+    """Whether the first images have no colours, so that a grey detector sees the same."""
+    frames = (read(image.path) for image in images[:COLOUR_SAMPLE])
+    return all((frame == frame[..., :1]).all() for frame in frames)
+
+
 def align_pixels(model: nn.Module) -> None:
     """Put the first layer's input on the grid of pixels, so that they need no quantizing."""
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
@@ -185,7 +205,8 @@ def _read(
 ) -> dict[str, list[Annotated]]:
     """The images of each split."""
     splits = {"train": coco.read(data, images)}
-    for name, file in (("validation", validation), ("test", test)):
+    files = {"validation": validation, "test": test}
+    for name, file in files.items():
         if file is not None:
             splits[name] = coco.read(file, images)
     if "validation" not in splits:
@@ -197,15 +218,43 @@ def _read(
     for name, part in splits.items():
         if not any((image.boxes[:, 4] == 1).any() for image in part):
             raise PenjingError(
-                f"the {len(part)} {name} images of {data} have no boxes at all; add images with "
-                f"boxes{', or name others with --validation' if name == 'validation' else ''}."
+                f"the {len(part)} {name} images of {files.get(name) or data} have no boxes at all; "
+                "add images with boxes, or name another file."
             )
     return splits
 
 
+def _threshold(model: nn.Module, task: Task, path: Path) -> float:
+    """The score at which the file, not the PyTorch model, has the wanted false positives."""
+    finish = [Decoding(), PixelInput()]
+    batches = task.calibration(artifact.CALIBRATION)
+    export(model, task.example, path, calibration=batches, finish=finish)
+    detections, target = measure.outputs(path, task, "validation")
+    return metrics.recall_at(*boxes_in(detections, target), FALSE_POSITIVES)[1]
+
+
+def _notes(
+    card: Card, images: Sequence[Annotated], height: int, width: int, budget: int
+) -> list[str]:
+    """What the user should know before relying on the detector."""
+    notes = []
+    if card.packed_bytes > budget:
+        notes.append(f"the packed file has {card.packed_bytes:,} bytes, the budget is {budget:,}")
+    sizes = np.concatenate([_shares(image) for image in images])
+    small = float(((sizes * (width, height)).min(axis=1) < SMALLEST_OBJECT).mean())
+    if small > NEARLY_ALL / 100:
+        notes.append(
+            f"{small:.0%} of the objects have less than {SMALLEST_OBJECT:.0f} of the input's pixels "
+            "on their short side and will mostly be missed; bring the camera nearer, or give the "
+            "detector a part of the frame"
+        )
+    return notes
+
+
 def _shares(image: Annotated) -> NDArray[np.float32]:
     """Width and height of each box as a share of the image's, ``[m, 2]``."""
-    return image.boxes[:, 2:4] - image.boxes[:, :2]
+    objects = image.boxes[image.boxes[:, 4] == 1]
+    return objects[:, 2:4] - objects[:, :2]
 
 
 def _multiple(side: float) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from penjing.errors import PenjingError
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MOST_VALUES = 256
 """Values of a model's output that a JSON line holds whole."""
+FASTEST = 1000.0
+"""Frames a second; what says more, as streams do, does not know."""
 COLOUR = (0, 220, 0)
 
 
@@ -50,6 +54,9 @@ def read(source: str | Path) -> Iterator[Shot]:
         PenjingError: nothing there, or nothing that can be decoded.
     """
     path = Path(source)
+    camera = str(source).isdigit() or "://" in str(source)
+    if camera:
+        return _video(str(source), int(str(source)) if str(source).isdigit() else str(source), True)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
         if not files:
@@ -57,26 +64,27 @@ def read(source: str | Path) -> Iterator[Shot]:
         return (_image(file) for file in files)
     if path.suffix.lower() in IMAGES:
         return iter([_image(path)])
-    camera = str(source).isdigit() or "://" in str(source)
-    if not camera and not path.is_file():
+    if not path.is_file():
         raise PenjingError(
             f"{source}: no such file; give an image, a folder, a video, a camera's number or address."
         )
-    return _video(str(source), int(str(source)) if str(source).isdigit() else str(source))
+    return _video(str(source), str(source), False)
 
 
 def _image(path: Path) -> Shot:
     return Shot(str(path), 0, None, None, frames.read(path))
 
 
-def _video(name: str, address: int | str) -> Iterator[Shot]:
+def _video(name: str, address: int | str, camera: bool) -> Iterator[Shot]:
+    name = re.sub(r"//[^/@]*@", "//", name)  # a password is nobody's business
     capture = cv2.VideoCapture(address)
     try:
         if not capture.isOpened():
             raise PenjingError(
                 f"{name}: cannot be opened as a video; is it complete, and its codec known?"
             )
-        rate = capture.get(cv2.CAP_PROP_FPS) or None
+        told = capture.get(cv2.CAP_PROP_FPS)
+        rate = told if 0 < told <= FASTEST else None
         index = 0
         while True:
             good, frame = capture.read()
@@ -86,6 +94,10 @@ def _video(name: str, address: int | str) -> Iterator[Shot]:
             rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             yield Shot(name, index, seconds, rate, rgb)  # type: ignore[arg-type]
             index += 1
+        if camera:
+            raise PenjingError(
+                f"{name}: the camera gave no more frames after {index}; start again."
+            )
         if not index:
             raise PenjingError(f"{name}: holds no frame that can be decoded; is it complete?")
     finally:
@@ -106,7 +118,8 @@ def draw(frame: NDArray[np.uint8], found: Sequence[Found]) -> NDArray[np.uint8]:
 
 
 class VideoWriter:
-    """Writes frames as an MP4 video; one that was not closed still holds what was written."""
+    """Writes frames as an MP4 video, which can be played once it is closed: use it in a ``with``
+    block, which closes it after Ctrl-C, too."""
 
     def __init__(self, path: Path, rate: float = 25.0) -> None:
         self.path, self.rate = path, rate
@@ -168,12 +181,18 @@ def line(shot: Shot, found: Sequence[Found]) -> dict[str, Any]:
 
 def _plain(output: Any) -> Any:
     """An array as a list, or, of a large one, its shape and where its last axis is largest."""
-    if isinstance(output, list):
+    if isinstance(output, dict):
+        return {str(key): _plain(part) for key, part in output.items()}
+    if isinstance(output, list | tuple):
         return [_plain(part) for part in output]
+    if isinstance(output, np.generic):
+        return _plain(output.item())
+    if isinstance(output, float) and not math.isfinite(output):
+        return None  # JSON has no word for it
     if not isinstance(output, np.ndarray):
         return output
     if output.size <= MOST_VALUES:
-        return output.tolist()
+        return _plain(output.tolist())
     return {"shape": list(output.shape), "argmax": output.argmax(axis=-1).tolist()}
 
 

@@ -118,8 +118,13 @@ def build(
         versions={package: metadata.version(package) for package in PACKAGES},
         cpu=cpu(),
     )
-    (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write(card, folder)
     return card
+
+
+def write(card: Card, folder: Path) -> None:
+    """Write ``card`` to ``folder`` as ``card.json``."""
+    (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _measurements(task: Task, path: Path, split: str, reference: Path | None) -> dict[str, Any]:

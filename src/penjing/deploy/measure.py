@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +19,9 @@ from torch import Tensor, nn
 from penjing import container
 from penjing.deploy import memory_probe
 from penjing.deploy import runtime_onnxruntime as runtime
+from penjing.deploy.timing import Latency, time_calls
 from penjing.errors import PenjingError
 from penjing.tasks import Task
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Wall time of one inference at batch 1, over ``runs`` runs."""
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    runs: int
 
 
 @dataclass(frozen=True)
@@ -63,27 +53,6 @@ def latency(
     return time_calls(
         [_inference(path, threads) for path in paths], runs=runs, warmup=warmup, seconds=seconds
     )
-
-
-def time_calls(
-    calls: Sequence[Callable[[], object]],
-    *,
-    runs: int = 300,
-    warmup: int = 10,
-    seconds: float = 10.0,
-) -> list[Latency]:
-    """Time every call in turns, as ``latency`` does files."""
-    for call in calls:
-        for _ in range(warmup):
-            call()
-    round_s = sum(_seconds(call) for call in calls)
-    runs = max(int(min(runs, seconds / round_s)), min(runs, 20))
-    times = np.empty((len(calls), runs))
-    order = np.random.default_rng(0)
-    for run in range(runs):
-        for index in order.permutation(len(calls)):
-            times[index, run] = _seconds(calls[index])
-    return [_summary(row) for row in times]
 
 
 def peak_rss(path: str | Path) -> int:
@@ -195,14 +164,3 @@ def _inference(path: str | Path, threads: int) -> Callable[[], object]:
     opened = runtime.session(path, threads)
     feed = runtime.any_image(opened)
     return lambda: opened.run(None, feed)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _summary(seconds: np.ndarray) -> Latency:
-    p10, median, p90 = (float(q) for q in np.percentile(seconds * 1000, [10, 50, 90]))
-    return Latency(median, p10, p90, len(seconds))

@@ -174,7 +174,10 @@ def _reference_preprocessing(name: str) -> Preprocessing:
 
 def _from_reference(name: str, **options: int) -> nn.Module:
     factory = _reference(name).factory
-    return factory(**_accepted(factory, options))
+    refused = options.keys() - _accepted(factory, options).keys()
+    if refused:
+        raise PenjingError(f"penjing:{name} has no {', '.join(refused)}; leave it out.")
+    return factory(**options)
 
 
 def _from_file(spec: str, **options: int) -> nn.Module:
