@@ -98,7 +98,9 @@ def test_splits_do_not_share_images(boxes: Path):
     assert names["train"] | names["validation"] == {image.path for image in coco.read(boxes)}
 
 
-@pytest.mark.parametrize("budget", FAMILY)
+@pytest.mark.parametrize(
+    "budget", [pytest.param(b, marks=[pytest.mark.slow] if b >= 100_000 else []) for b in FAMILY]
+)
 def test_every_member_of_the_family_fits_its_name(budget: int, tmp_path: Path, boxes: Path):
     """With random weights, which cannot be packed better than trained ones."""
     splits = training._read(boxes, None, None, None, seed=0)

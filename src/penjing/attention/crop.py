@@ -158,7 +158,7 @@ def learn(
         raise PenjingError("There are no samples to learn the crop from; give at least one.")
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    moved = _jittered(samples, jitter, seed)
+    moved = jittered(samples, jitter, seed)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     sides = ("left", "top", "right", "bottom")
     study.enqueue_trial({side: getattr(crop, side) for side in sides})
@@ -175,9 +175,10 @@ def learn(
     return crop.model_copy(update=study.best_params)
 
 
-def _jittered(
+def jittered(
     samples: Sequence[tuple[Frame, Box]], jitter: float, seed: int
 ) -> list[tuple[Frame, NDArray[np.float64]]]:
+    """The samples with each side of each box moved at random, see ``learn``."""
     random = np.random.default_rng(seed)
     moved = []
     for frame, box in samples:

@@ -159,7 +159,7 @@ def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
         ema=0.998,
         seed=seed,
     )
-    last = settings.model_copy(update={"epochs": total * QUANTIZED_SHARE, "lr": 0.002})
+    last = settings.model_copy(update={"epochs": total * QUANTIZED_SHARE, "lr": 0.0003})
     return Recipe(
         name="detector",
         stages=[Stage(train=settings), Stage(techniques=[Quantize()], train=last)],
