@@ -84,6 +84,15 @@ def test_several_crops_give_several_views():
     assert whole == pytest.approx(1.0) and wide < 0.8
 
 
+def test_views_end_with_one_that_is_enough():
+    model = Counting()
+    views = [Crop(height=8, width=8, left=0.4, right=0.4), CROP, Crop(height=4, width=4)]
+    places = [(10, 10), (60, 40)]
+    pipeline = Pipeline(Bright(*places), views, model, enough=lambda output: output[0] > 0.9)
+    found = pipeline(frame(*places))
+    assert [len(item.output) for item in found] == [2, 2] and model.batches == [2, 2]
+
+
 @pytest.mark.parametrize("batch", ["n", 1])
 def test_a_file_and_a_module_give_the_same(tmp_path: Path, batch: int | str):
     places = [(10, 10), (60, 40)]

@@ -53,8 +53,8 @@ def save(
 ) -> dict[str, Any]:
     """Write ``pipeline`` to ``path`` and return its card.
 
-    A PyTorch model is exported to ONNX; ``postprocess`` is code and is not in the file: give it to
-    ``load``.
+    A PyTorch model is exported to ONNX; ``postprocess`` and ``enough`` are code and not in the file:
+    give them to ``load``.
 
     Args:
         frames: what the camera sees, uint8 RGB ``[H, W, 3]``, some with an object: the latencies in
@@ -90,7 +90,11 @@ def save(
 
 
 def load(
-    path: str | Path, *, postprocess: Callable[[Any], Any] | None = None, threads: int = 1
+    path: str | Path,
+    *,
+    postprocess: Callable[[Any], Any] | None = None,
+    enough: Callable[[Any], bool] | None = None,
+    threads: int = 1,
 ) -> Pipeline:
     """The pipeline in a bundle. Nothing in it is executed or unpickled.
 
@@ -113,6 +117,7 @@ def load(
                 every=plan.every,
                 motion=plan.motion,
                 postprocess=postprocess,
+                enough=enough,
                 threads=threads,
             )
         except PenjingError as error:
@@ -267,4 +272,4 @@ def _calls(
 def _again(pipeline: Pipeline, **changes: Any) -> Pipeline:
     """The same pipeline before its first frame."""
     crops = pipeline.crops or None
-    return Pipeline(pipeline.detector, crops, pipeline.model, **changes)
+    return Pipeline(pipeline.detector, crops, pipeline.model, enough=pipeline.enough, **changes)

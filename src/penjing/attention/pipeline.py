@@ -33,7 +33,8 @@ class Found:
         box: left, top, right, bottom in the frame's pixels.
         score: of the detector when it last saw the object.
         track: the same number for the same object in all frames.
-        output: what the model made of the crop; with several crops a list, in their order.
+        output: what the model made of the crop; with several crops a list, in their order, up to one
+            that was enough.
     """
 
     box: tuple[float, float, float, float]
@@ -47,13 +48,14 @@ class Pipeline:
 
     Args:
         detector: finds objects in a frame.
-        crop: what the model sees of an object; several give it as many views.
+        crop: what the model sees of an object; several give it as many views, one after another.
         model: a PyTorch module, an ``.onnx`` or ``.penjing`` file, or any function of crops float32
             ``[n, C, height, width]`` that gives an array ``[n, ...]``; None finds objects only. It
             is not run when nothing is found. Crops of one size are run together.
         every: frames from one run of the detector to the next; a tracker follows the objects between.
         motion: gate before the detector; None runs it whatever moves.
         postprocess: makes of one object's output (or list of outputs) what ``Found`` holds.
+        enough: whether an output is so good that the object's other views need not be run.
         threads: of the runtime, for a file.
     """
 
@@ -66,6 +68,7 @@ class Pipeline:
         every: int = 1,
         motion: Motion | None = None,
         postprocess: Callable[[Any], Any] | None = None,
+        enough: Callable[[Any], bool] | None = None,
         threads: int = 1,
     ) -> None:
         crops = [crop] if isinstance(crop, Crop) else list(crop or [])
@@ -77,7 +80,7 @@ class Pipeline:
         if every < 1:
             raise PenjingError(f"every={every}: the detector runs every 1, 2, 3... frames.")
         self.detector, self.crops, self.every, self.motion = detector, crops, every, motion
-        self.postprocess = postprocess
+        self.postprocess, self.enough = postprocess, enough
         self.threads = threads
         self.model = _callable(model, crops, threads)
         self.reset()
@@ -131,18 +134,27 @@ class Pipeline:
         together."""
         if self.model is None or not boxes:
             return [None] * len(boxes)
-        cuts = [crop.cut(frame, box) for box in boxes for crop in self.crops]
+        outputs: list[list[Any]] = [[] for _ in boxes]
+        waiting = list(range(len(boxes)))
+        for crop in self.crops:
+            cuts = [crop.cut(frame, boxes[index]) for index in waiting]
+            for index, output in zip(waiting, self._results(cuts), strict=True):
+                outputs[index].append(output)
+            if self.enough is not None:
+                waiting = [index for index in waiting if not self.enough(outputs[index][-1])]
+        seen = outputs if len(self.crops) > 1 else [only for (only,) in outputs]
+        return [self.postprocess(output) for output in seen] if self.postprocess else seen
+
+    def _results(self, cuts: list[NDArray[np.float32]]) -> list[Any]:
+        """One output a cut, in order."""
+        assert self.model is not None
         results: list[Any] = [None] * len(cuts)
-        shapes = {cut.shape for cut in cuts}
-        for shape in shapes:
+        for shape in {cut.shape for cut in cuts}:
             places = [place for place, cut in enumerate(cuts) if cut.shape == shape]
             batch = self.model(np.concatenate([cuts[place] for place in places]))
             for place, output in zip(places, batch, strict=True):
                 results[place] = output
-        views = len(self.crops)
-        each = [results[start : start + views] for start in range(0, len(results), views)]
-        outputs = [part[0] if views == 1 else part for part in each]
-        return [self.postprocess(o) for o in outputs] if self.postprocess else outputs
+        return results
 
 
 class File:
