@@ -46,10 +46,10 @@ class Gate:
     def __call__(self, frame: NDArray[np.uint8]) -> bool:
         """Whether the detector should look at ``frame`` uint8 ``[H, W, 3]``."""
         height = max(1, round(frame.shape[0] * WIDTH / frame.shape[1]))
-        # Every n-th pixel first: a gate that reads the whole frame would cost what it saves.
-        step = max(1, frame.shape[1] // (4 * WIDTH))
-        small = cv2.resize(frame[::step, ::step], (WIDTH, height), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        # 16 pixels for each that is compared: a gate that read them all would cost what it saves.
+        sample = cv2.resize(frame, (4 * WIDTH, 4 * height), interpolation=cv2.INTER_NEAREST)
+        sample = cv2.cvtColor(sample, cv2.COLOR_RGB2GRAY)
+        grey = cv2.resize(sample, (WIDTH, height), interpolation=cv2.INTER_AREA).astype(np.float32)
         moved = self._moved(grey)
         self._quiet = 0 if moved else self._quiet + 1
         if self._quiet >= self.motion.heartbeat:
