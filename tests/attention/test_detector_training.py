@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penjing import PenjingError, attention, container
-from penjing.attention import coco, training
+from penjing.attention import coco, metrics, training
 from penjing.attention.coco import Annotated
 from penjing.attention.decoding import Decoding, Threshold
 from penjing.attention.pixel_input import PixelInput
@@ -120,3 +120,45 @@ def test_a_larger_budget_gives_a_larger_net():
     ]
     assert counts == sorted(counts)
     assert member(50_000, 64, 64) == member(45_000, 64, 64)
+
+
+class SeesOneBox(torch.nn.Module):
+    """Takes the box of 2 x 2 cells around the centre of cell (5, 10) for an object, ever surer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = torch.zeros(len(image), 5, 24, 24)
+        maps[:, 0] = -20.0
+        maps[:, 0, 5, 10] = torch.arange(self.seen, self.seen + len(image)) / 10
+        self.seen += len(image)
+        return maps
+
+
+def test_hard_negatives_are_the_surest_that_show_no_object(boxes: Path):
+    known = coco.read(boxes)
+    task = training.task_of({"train": known}, 96, 96, 3)
+    x, y = 10.5 / 24, 5.5 / 24
+    expected = np.array([x - 1 / 24, y - 1 / 24, x + 1 / 24, y + 1 / 24])
+    clear = [
+        not len(image.boxes) or metrics.overlaps(expected[None], image.boxes[:, :4]).max() <= 0.1
+        for image in known
+    ]
+    assert not all(clear)
+    found = training.hard_negatives(SeesOneBox(), task)
+    # The other 63 of each image's 64 slots have scores of about e-20.
+    assert [any(np.allclose(box, expected, atol=1e-5) for box in part) for part in found] == clear
+    assert sum(map(len, found)) <= len(known)
+
+
+def test_at_most_one_hard_negative_an_image_on_average(
+    boxes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    known = coco.read(boxes)
+    task = training.task_of({"train": known}, 96, 96, 3)
+    clear = [i for i, part in enumerate(training.hard_negatives(SeesOneBox(), task)) if len(part)]
+    monkeypatch.setattr(training, "HARD_NEGATIVES", 0.25)
+    found = training.hard_negatives(SeesOneBox(), task)
+    assert [i for i, part in enumerate(found) if len(part)] == clear[-12:]

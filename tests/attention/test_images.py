@@ -61,3 +61,19 @@ def test_annotations_of_another_image_are_refused(boxes: Path):
     wrong = coco.Annotated(image.path, image.boxes, 192, 96)
     with pytest.raises(PenjingError, match="is 96 x 96, but its annotations are for 192 x 96"):
         next(BoxImages([wrong], 64, 64, 3).batches(torch.arange(1), 1))
+
+
+def test_views_and_mosaics_show_hard_negatives_more_often(boxes: Path):
+    """Of an image without objects, a spot in its corner; of all others, nothing."""
+    known = coco.read(boxes)
+    empty = next(i for i, image in enumerate(known) if not len(image.boxes))
+    spot = np.array([[0.0, 0.0, 0.1, 0.1]], np.float32)
+    hard = [spot if i == empty else spot[:0] for i in range(len(known))]
+    with_hard, without = (BoxImages(known, 96, 96, 3, found) for found in (hard, None))
+    random = np.random.default_rng(0)
+    aims = [with_hard._aim(empty, random) for _ in range(600)]
+    assert 60 < sum(aim is not None for aim in aims) < 140
+    assert all(np.allclose(aim, 0.05) for aim in aims if aim is not None)
+    assert without._aim(empty, random) is None
+    shares = with_hard._chances / without._chances
+    assert shares[empty] == pytest.approx(2 * len(known) / (len(known) + 1))

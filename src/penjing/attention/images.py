@@ -32,6 +32,11 @@ MOSAIC = 0.4
 arXiv:2004.10934)."""
 VISIBLE = 0.6
 """Share of a box that must be in view for it to be an object; less is left out of the loss."""
+AIMED = 2 / 3
+"""Share of the views that show an object; a random window of a zoomed image would mostly miss its
+few objects."""
+AIMED_WRONG = 1 / 6
+"""Share of the views that show a hard negative, of images that have some."""
 SMALLEST = (4.0, 2.5)
 """Width and height in input pixels under which an object is left out of the loss."""
 
@@ -41,10 +46,25 @@ class BoxImages:
 
     Pixels are uint8 ``[n, C, height, width]``: each image stretched to the input. Targets are
     float32 ``[n, m, 5]``, see ``Annotated.boxes``, filled up with boxes of -1.
+
+    Args:
+        hard: for each image, what an earlier detector wrongly took for objects: boxes ``[n, 4]`` as
+            shares of its size. Views show them more often than other background, and mosaics are
+            put together more often from images that have some.
     """
 
-    def __init__(self, images: Sequence[Annotated], height: int, width: int, channels: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[Annotated],
+        height: int,
+        width: int,
+        channels: int,
+        hard: Sequence[Boxes] | None = None,
+    ) -> None:
         self.images = images
+        self.hard = hard or [np.empty((0, 4), np.float32)] * len(images)
+        chances = np.array([1 + len(boxes) for boxes in self.hard], np.float64)
+        self._chances = chances / max(chances.sum(), 1)
         self.height, self.width, self.channels = height, width, channels
         self._kept: dict[tuple[int, int], Pixels] = {}
         needed = len(images) * height * width * 3 * KEPT_SCALE**2
@@ -70,7 +90,8 @@ class BoxImages:
             yield pixels.permute(0, 3, 1, 2), boxes
 
     def digest(self) -> bytes:
-        """SHA-256 over input size, file names and sizes, and boxes."""
+        """SHA-256 over input size, file names and sizes, and boxes; hard negatives follow from the
+        model that found them."""
         shape = (self.height, self.width, self.channels)
         digest = hashlib.sha256(repr(shape).encode())
         for image in self.images:
@@ -97,7 +118,7 @@ class BoxImages:
         canvas = np.empty((self.height, self.width, 3), np.uint8)
         middle_x = int(self.width * random.uniform(0.3, 0.7))
         middle_y = int(self.height * random.uniform(0.3, 0.7))
-        others = random.integers(len(self.images), size=3).tolist()
+        others = random.choice(len(self.images), size=3, p=self._chances).tolist()
         indices = random.permutation([index, *others]).tolist()
         spans_x = [(0, middle_x), (middle_x, self.width)]
         spans_y = [(0, middle_y), (middle_y, self.height)]
@@ -125,8 +146,8 @@ class BoxImages:
         slack = np.array([width, height]) - shown
         offset = slack * random.uniform(-0.1, 1.1, 2)
         boxes = self.images[index].boxes.copy()
-        aim = self._aim(boxes, random)
-        if aim is not None:  # most random windows of a zoomed image would miss its few objects
+        aim = self._aim(index, random)
+        if aim is not None:
             offset = np.array([width, height]) * random.uniform(0.1, 0.9, 2) - aim * shown
         mirrored = random.random() < 0.5
         matrix = np.zeros((2, 3))
@@ -138,17 +159,19 @@ class BoxImages:
             matrix[0, 2] += width
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         grey = int(random.integers(256))
-        if zoom < KEPT_SCALE * 0.75:
-            pixels = _reduced_warp(source, matrix, height, width, grey)
-        else:
-            pixels = _warp(source, matrix, height, width, grey)
+        if zoom < 1:  # bilinear sampling alone would skip pixels
+            source = cv2.resize(source, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            matrix[:, :2] *= 2
+        pixels = _warp(source, matrix, height, width, grey)
         return pixels, _in_view(boxes, height, width)
 
-    def _aim(self, boxes: Boxes, random: np.random.Generator) -> Boxes | None:
-        """The centre of one of the boxes, in two of three views."""
-        if not len(boxes) or random.random() < 1 / 3:
+    def _aim(self, index: int, random: np.random.Generator) -> Boxes | None:
+        """The centre of an object or of a hard negative; None for anywhere."""
+        chance = random.random()
+        boxes = self.images[index].boxes if chance < AIMED else self.hard[index]
+        if not len(boxes) or chance >= AIMED + AIMED_WRONG:
             return None
-        left, top, right, bottom, _ = boxes[random.integers(len(boxes))]
+        left, top, right, bottom = boxes[random.integers(len(boxes)), :4]
         return np.array([(left + right) / 2, (top + bottom) / 2], np.float32)
 
     def _stretched(self, index: int, scale: int) -> Pixels:
@@ -199,14 +222,6 @@ def recolour(pixels: Pixels, channels: int, random: np.random.Generator) -> Pixe
         noise = random.normal(0, random.uniform(2, 12), pixels.shape)
         pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
     return pixels if channels == 3 else np.ascontiguousarray(pixels[..., :1])
-
-
-def _reduced_warp(source: Pixels, matrix: NDArray, height: int, width: int, grey: int) -> Pixels:
-    """Warp from half the size: bilinear sampling alone would skip pixels."""
-    half = cv2.resize(source, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    matrix = matrix.copy()
-    matrix[:, :2] *= 2
-    return _warp(half, matrix, height, width, grey)
 
 
 def _warp(source: Pixels, matrix: NDArray, height: int, width: int, grey: int) -> Pixels:

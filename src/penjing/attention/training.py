@@ -26,7 +26,7 @@ from penjing.errors import PenjingError
 from penjing.models.heat_map import COARSEST, LARGEST_SIDE, SMALLEST_SIDE, HeatMapNet, member
 from penjing.quantization.grids import InputQuantizer
 from penjing.recipe import Recipe, Stage
-from penjing.tasks import Preprocessing, Task
+from penjing.tasks import Preprocessing, Task, outputs_of
 from penjing.techniques.quantize import Quantize
 from penjing.training import TrainSettings
 
@@ -37,11 +37,17 @@ SMALLEST_OBJECT = 5.0
 NEARLY_ALL = 5.0
 """Percentile of the objects' sizes that decides about the input's size."""
 VALIDATION = 0.1
-STEPS = 10_000
+STEPS = 12_000
 BATCH = 16
 COLOUR_SAMPLE = 64
 """Images that are looked at for colours."""
 MOST_EPOCHS = 1000
+FIRST_SHARE = 0.15
+"""Of the passes, after which the detector's errors on the training images become hard negatives."""
+HARD_NEGATIVES = 1.0
+"""An image, on average, at most."""
+BESIDE = 0.1
+"""IoU with a true box up to which a detection shows something else."""
 FALSE_POSITIVES = 0.1
 """An image, on the validation images, at which the threshold is set."""
 QUANTIZED_SHARE = 0.1
@@ -71,7 +77,7 @@ def train(
         validation, test: boxes on other images; without validation a tenth of the training images is
             split off. The card's score (AP50) is of the test images, if there are any.
         budget: most bytes of ``model.penjing``.
-        epochs: passes over the training images in all; None takes as many as make 10,000 steps, at
+        epochs: passes over the training images in all; None takes as many as make 12,000 steps, at
             most 1,000.
         seed: of the split, the first weights and the order of the images.
         progress: show progress bars on standard error.
@@ -86,7 +92,11 @@ def train(
     torch.manual_seed(seed)
     net = HeatMapNet(design)
     steps = recipe(task.size("train"), epochs, seed)
-    small = recipes.compress(net, task, steps, cache=Path(folder) / "cache", progress=progress)
+    first, rest = Recipe(stages=steps.stages[:1]), Recipe(stages=steps.stages[1:])
+    cache = Path(folder) / "cache"
+    begun = recipes.compress(net, task, first, cache=cache, progress=progress)
+    task = task_of(splits, height, width, design.channels, hard_negatives(begun, task))
+    small = recipes.compress(begun, task, rest, cache=cache, progress=progress)
     align_pixels(small)
     threshold = _threshold(small, task, Path(folder) / "model.onnx")
     split = "test" if task.has_test else "validation"
@@ -104,13 +114,41 @@ def train(
     return card
 
 
-def task_of(splits: dict[str, list[Annotated]], height: int, width: int, channels: int) -> Task:
-    """Detection as a task: targets are boxes, the loss is of heat maps, the score is AP50."""
+def task_of(
+    splits: dict[str, list[Annotated]],
+    height: int,
+    width: int,
+    channels: int,
+    hard: list[Boxes] | None = None,
+) -> Task:
+    """Detection as a task: targets are boxes, the loss is of heat maps, the score is AP50.
+
+    ``hard`` are the hard negatives of each training image, see ``BoxImages``.
+    """
     parts = {name: BoxImages(part, height, width, channels) for name, part in splits.items()}
+    parts["train"] = BoxImages(splits["train"], height, width, channels, hard)
     plain = Preprocessing(
         size=width, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels
     )
     return Task(["object"], plain, parts, custom_loss=detection_loss, custom_score=score)
+
+
+def hard_negatives(model: nn.Module, task: Task) -> list[Boxes]:
+    """Of each training image, what ``model`` wrongly takes for objects: boxes ``[n, 4]``.
+
+    They are the surest ones, at most one an image on average, away from all true boxes: a box that
+    lies badly on its object is no negative.
+    """
+    maps, target = outputs_of(model, task.batches("train", BATCH))
+    found, _ = boxes_in(decode(maps), target)
+    beside = []
+    for boxes, known in zip(found, target.numpy(), strict=True):
+        near = metrics.overlaps(boxes, known[known[:, 4] >= 0, :4])
+        beside.append(boxes[(near <= BESIDE).all(axis=1)])
+    scores = np.sort(np.concatenate([boxes[:, 4] for boxes in beside]))[::-1]
+    most = int(HARD_NEGATIVES * len(beside))
+    lowest = scores[most] if most < len(scores) else 0.0
+    return [boxes[boxes[:, 4] > lowest, :4] for boxes in beside]
 
 
 def score(output: Tensor, target: Tensor) -> float:
@@ -147,10 +185,10 @@ def boxes_in(detections: Tensor, target: Tensor) -> tuple[list[Boxes], list[Boxe
 
 
 def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
-    """Training in float, then with weights and activations on 8-bit grids."""
+    """Training in float, before and after hard negatives are known, then on 8-bit grids."""
     total = epochs or min(STEPS * BATCH / max(images, BATCH), MOST_EPOCHS)
     settings = TrainSettings(
-        epochs=total * (1 - QUANTIZED_SHARE),
+        epochs=total * FIRST_SHARE,
         batch_size=BATCH,
         optimizer="adamw",
         lr=0.03,
@@ -159,10 +197,16 @@ def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
         ema=0.998,
         seed=seed,
     )
-    last = settings.model_copy(update={"epochs": total * QUANTIZED_SHARE, "lr": 0.0003})
+    share = 1 - FIRST_SHARE - QUANTIZED_SHARE
+    long = settings.model_copy(update={"epochs": total * share})
+    last = settings.model_copy(update={"epochs": total * QUANTIZED_SHARE, "lr": 0.00003})
     return Recipe(
         name="detector",
-        stages=[Stage(train=settings), Stage(techniques=[Quantize()], train=last)],
+        stages=[
+            Stage(train=settings),
+            Stage(train=long),
+            Stage(techniques=[Quantize()], train=last),
+        ],
     )
 
 
