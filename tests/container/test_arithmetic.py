@@ -14,7 +14,9 @@ def bits(symbols: np.ndarray, shape, centre: int) -> float:
     decoded, same = arithmetic.decode(coded, shape, "weights", {})
     assert np.array_equal(decoded, symbols)
     assert left.keys() == same.keys()
-    assert all(np.array_equal(left[key], same[key]) for key in left)
+    for key in left:
+        assert left[key].keys() == same[key].keys()
+        assert all(np.array_equal(left[key][at], same[key][at]) for at in left[key])
     return 8 * len(coded) / len(symbols)
 
 

@@ -5,5 +5,6 @@ It needs NumPy and constriction only, so that a device unpacks without PyTorch o
 
 from penjing.container.contents import Contents, PackedTensor, inspect
 from penjing.container.packing import pack, unpack
+from penjing.container.tensors import read_tensor
 
-__all__ = ["Contents", "PackedTensor", "inspect", "pack", "unpack"]
+__all__ = ["Contents", "PackedTensor", "inspect", "pack", "read_tensor", "unpack"]

@@ -7,6 +7,7 @@ are coded with one call, which is what makes it fast.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import constriction
@@ -29,6 +30,8 @@ Categorical = constriction.stream.model.Categorical
 
 REACH = 255
 """Largest distance between a symbol and its plane's centre."""
+HEAD = 4
+"""Bytes before the words: low, high, centre, smooth."""
 _SEEN = 32
 """What one coded symbol adds to a count; an unseen symbol keeps a count of at least 1."""
 _PRIOR = 24 * _SEEN
@@ -38,9 +41,10 @@ _SMOOTH = 4
 """Symbols for each distance that a smooth histogram has seen when it stops to spread them."""
 
 
-Memory = dict[tuple[str, bool], np.ndarray]
-"""What planes left for later ones, by their kind and smoothness: int64 counts [contexts, 511] by
-context and distance from the plane's centre."""
+Left = dict[int, np.ndarray]
+"""int64 counts [511] by distance from the plane's centre, of each context that occurred."""
+Memory = dict[tuple[str, bool], Left]
+"""What planes left for later ones, by their kind and smoothness."""
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Codes indices by a histogram and gives them back; a decoder knows only how many they are."""
 
@@ -54,7 +58,7 @@ def encode(
     Returns the code, and what this plane leaves for later ones of its ``kind``.
     """
     low, high = int(symbols.min()), int(symbols.max())
-    values = Values(low - centre, high - centre, smooth=_is_smooth(symbols))
+    values = Values(low - centre, high - centre, smooth=_looks_smooth(symbols))
     encoder = RangeEncoder()
 
     def code(indices: np.ndarray, histogram: np.ndarray) -> np.ndarray:
@@ -62,10 +66,15 @@ def encode(
         return indices
 
     distances = symbols.astype(np.int16) - np.int16(centre)
-    _, left = _code(distances, shape, values, _inherited(memory, kind, values), code)
+    _, left = _code(distances, shape, values, memory.get((kind, values.smooth), {}), code)
     words = encoder.get_compressed().astype(">u4").tobytes()
     head = bytes((low, high, centre, values.smooth))
     return head + words.rstrip(b"\0"), {(kind, values.smooth): left}
+
+
+def is_smooth(data: bytes | memoryview) -> bool:
+    """Whether the plane that ``data`` code is smooth, which says whose histograms it inherits."""
+    return data[3] == 1
 
 
 def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.ndarray, Memory]:
@@ -74,11 +83,11 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
     Raises:
         DamageError: ``data`` cannot be the output of ``encode``.
     """
-    if len(data) < 4 or not data[0] <= data[2] <= data[1] or data[0] == data[1] or data[3] > 1:
+    if len(data) < HEAD or not data[0] <= data[2] <= data[1] or data[0] == data[1] or data[3] > 1:
         raise DamageError("an arithmetic-coded plane has no valid range of symbols")
     low, high, centre = data[:3]
-    values = Values(low - centre, high - centre, smooth=data[3] == 1)
-    words = np.frombuffer(data[4:] + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+    values = Values(low - centre, high - centre, smooth=is_smooth(data))
+    words = np.frombuffer(data[HEAD:] + bytes(-len(data) % 4), ">u4").astype(np.uint32)
     decoder = RangeDecoder(words)
 
     def code(indices: np.ndarray, histogram: np.ndarray) -> np.ndarray:
@@ -86,13 +95,13 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
 
     blank = np.zeros(shape[0] * shape[1] * shape[2], np.int16)
     try:
-        distances, left = _code(blank, shape, values, _inherited(memory, kind, values), code)
+        distances, left = _code(blank, shape, values, memory.get((kind, values.smooth), {}), code)
     except AssertionError as error:  # how constriction reports bits that no symbol has
         raise DamageError("an arithmetic-coded plane holds an invalid code") from error
     return (distances + centre).astype(np.uint8), {(kind, values.smooth): left}
 
 
-def _is_smooth(symbols: np.ndarray) -> bool:
+def _looks_smooth(symbols: np.ndarray) -> bool:
     """Whether they look like finely rounded numbers: many, most of the range, none frequent."""
     counts = np.bincount(symbols)
     used = np.flatnonzero(counts)
@@ -100,14 +109,9 @@ def _is_smooth(symbols: np.ndarray) -> bool:
     return bool(fine and counts.max() < 0.15 * len(symbols))
 
 
-def _inherited(memory: Memory, kind: str, values: Values) -> np.ndarray:
-    nothing = np.zeros((CLASSES * LEVELS, 2 * REACH + 1), np.int64)
-    return memory.get((kind, values.smooth), nothing)
-
-
 def _code(
-    distances: np.ndarray, shape: Shape, values: Values, inherited: np.ndarray, code: Code
-) -> tuple[np.ndarray, np.ndarray]:
+    distances: np.ndarray, shape: Shape, values: Values, inherited: Left, code: Code
+) -> tuple[np.ndarray, Left]:
     """Code the ``distances`` from the centre block by block, in place.
 
     Encoder and decoder take the same steps. Returns the distances, and the counts that are left.
@@ -153,45 +157,49 @@ def _pieces(sizes: np.ndarray, histograms: _Histograms) -> Iterator[tuple[int, i
 class _Histograms:
     """Counts by context of the distances low..high from the centre of one plane."""
 
-    def __init__(self, contexts: Contexts, inherited: np.ndarray) -> None:
+    def __init__(self, contexts: Contexts, inherited: Left) -> None:
         low, high = contexts.coded_range()
         self.smooth = contexts.values.smooth
         self.low = low
         self.distances = np.arange(low, high + 1)
         self.inherited = inherited
-        self.counts = np.zeros((len(inherited), len(self.distances)), np.int64)
-        self.seen = np.zeros(len(inherited), np.int64)
-        self.started = np.zeros(len(inherited), bool)
+        self.counts: Left = {}
+        self.seen = np.zeros(CLASSES * LEVELS, np.int64)
 
     def of(self, context: int) -> np.ndarray:
         """float64 weights of the distances, whole numbers."""
-        if not self.started[context]:
+        if context not in self.counts:
             self.counts[context] = self._start(context)
-            self.started[context] = True
         return self.counts[context].astype(np.float64)
 
     def learn(self, context: int, indices: np.ndarray) -> None:
-        seen = np.bincount(indices, minlength=self.counts.shape[1])
+        seen = np.bincount(indices, minlength=len(self.distances))
         if self.smooth and self.seen[context] < _SMOOTH * len(self.distances):
             self.counts[context] += _spread(seen, class_magnitude(context // LEVELS))
         else:
             self.counts[context] += _SEEN * seen
         self.seen[context] += len(indices)
 
-    def left(self) -> np.ndarray:
+    def left(self) -> Left:
         """What was inherited, with the counts of this plane in its contexts and distances."""
-        counts = self.inherited.copy()
-        rows = np.flatnonzero(self.started)
-        counts[rows[:, None], self.distances + REACH] = self.counts[rows]
-        return counts
+        left = self.inherited.copy()
+        for context, counts in self.counts.items():
+            left[context] = left.get(context, _nothing()).copy()
+            left[context][self.distances + REACH] = counts
+        return left
 
     def _start(self, context: int) -> np.ndarray:
-        inherited = self.inherited[context, self.distances + REACH]
+        inherited = self.inherited.get(context, _nothing())[self.distances + REACH]
         counts = _laplace(context, self.distances) + inherited
         total = int(counts.sum())
         if total > _INHERITED:
             counts = counts * _INHERITED // total
         return counts + 1
+
+
+@functools.cache
+def _nothing() -> np.ndarray:
+    return np.zeros(2 * REACH + 1, np.int64)
 
 
 def _spread(seen: np.ndarray, magnitude: float) -> np.ndarray:
@@ -205,9 +213,13 @@ def _spread(seen: np.ndarray, magnitude: float) -> np.ndarray:
 def _laplace(context: int, distances: np.ndarray) -> np.ndarray:
     """Counts, about _PRIOR in all, of the geometric law on both sides of the expected value."""
     of_class, level = divmod(context, LEVELS)
+    expected = round(LEVEL_CENTRES[level] * class_magnitude(of_class))
+    return _geometric(of_class)[np.minimum(np.abs(distances - expected), 2 * REACH)]
+
+
+@functools.cache
+def _geometric(of_class: int) -> np.ndarray:
     mean = class_magnitude(of_class)
     ratio = ((1 + mean * mean) ** 0.5 - 1) / mean
     powers = np.multiply.accumulate(np.r_[1.0, np.full(2 * REACH, ratio)])
-    weights = (powers * (1 - ratio) / (1 + ratio) * _PRIOR).astype(np.int64)
-    expected = round(LEVEL_CENTRES[level] * mean)
-    return weights[np.minimum(np.abs(distances - expected), 2 * REACH)]
+    return (powers * (1 - ratio) / (1 + ratio) * _PRIOR).astype(np.int64)

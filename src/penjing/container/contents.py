@@ -10,10 +10,9 @@ from typing import Any
 from penjing.container import format, wire
 from penjing.container.damage import DamageError
 from penjing.container.format import Container, Stream
-from penjing.container.packing import read
+from penjing.container.packing import damaged, read
 from penjing.container.planes import element_type
 from penjing.container.wire import Span
-from penjing.errors import PenjingError
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,10 @@ class Contents:
         return asdict(self)
 
 
-def inspect(source: Path | str) -> Contents:
+def inspect(source: Path | str, *, most: int = format.LARGEST) -> Contents:
     """Read the .penjing file ``source`` and check it, without writing anything.
+
+    ``most`` is the bytes that the ONNX file may have, as in ``unpack``.
 
     Raises:
         PenjingError: ``source`` cannot be read, or is damaged so that its tensors cannot be told
@@ -62,10 +63,10 @@ def inspect(source: Path | str) -> Contents:
     """
     data = read(source)
     try:
-        container = format.decode(data)
+        container = format.decode(data, most)
         tensors = _of_streams(container) if container.streams else _of_block(container)
-    except DamageError as problem:
-        raise PenjingError(f"{source} cannot be inspected: {problem}; copy it again") from problem
+    except (DamageError, MemoryError) as problem:
+        raise damaged(source, "inspected", problem) from problem
     correct = container.matches(container.model())
     return Contents(tensors, container.coded_skeleton, len(data), container.size, correct)
 

@@ -45,6 +45,8 @@ _NEIGHBOURS = 8
 """Kernel positions that an expected value is computed from, the nearest ones."""
 _RIDGE = 1024
 """The least squares are regularized by this part of the position's second moment."""
+_LARGEST = _RIDGE**0.5
+"""No coefficient of exact least squares with this ridge is larger; a rounded one might be."""
 _UNIT = 64
 """Coefficients and expected values are multiples of 1 / _UNIT."""
 _LOG_TABLE = np.array([round(16 * math.log2(i / 256)) for i in range(256, 512)], dtype=np.int64)
@@ -230,7 +232,10 @@ class Kernels:
         ridge = float(self.moments[position, position]) / _RIDGE
         matrix = [[float(self.moments[i, j]) + ridge * (i == j) for j in near] for i in near]
         weights = _solve(matrix, [float(self.moments[i, position]) for i in near])
-        return [(other, round(_UNIT * weight)) for other, weight in zip(near, weights, strict=True)]
+        return [
+            (other, round(_UNIT * min(max(weight, -_LARGEST), _LARGEST)))
+            for other, weight in zip(near, weights, strict=True)
+        ]
 
     def _distance(self, position: int, other: int) -> int:
         rows = position // self.side - other // self.side
@@ -239,9 +244,15 @@ class Kernels:
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Solve a positive definite system; in Python, so that no library changes the order of sums."""
+    """Solve a positive definite system; in Python, so that no library changes the order of sums.
+
+    Gives zeros where rounding has made the matrix singular: other positions larger than this one
+    by more than float64 can hold beside its ridge.
+    """
     size = len(right)
     for pivot in range(size):
+        if matrix[pivot][pivot] <= 0:
+            return [0.0] * size
         for row in range(pivot + 1, size):
             factor = matrix[row][pivot] / matrix[pivot][pivot]
             for column in range(pivot, size):

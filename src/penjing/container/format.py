@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -10,11 +12,12 @@ from penjing.container import streams, wire
 from penjing.container.arithmetic import Memory
 from penjing.container.damage import DamageError
 from penjing.container.planes import Content, element_type
-from penjing.container.streams import Coder, Decoded, Reader, number
+from penjing.container.streams import Coded, Coder, Decoded, Reader, number
 from penjing.container.wire import Span
 
 MAGIC = b"PNJG"
-VERSION = 1
+VERSION = 2
+"""What is written. Checksums of tensors cover the graph since version 2; 1 is read too."""
 LARGEST = 2**31 - 1
 """Bytes of an ONNX file at most: protobuf's own limit."""
 SMALL = 1024
@@ -35,13 +38,14 @@ class Stream:
 
 @dataclass
 class Container:
-    """A container read back.
+    """A container read back, or what of it has been.
 
     ``skeleton`` are the bytes of the ONNX file between the weights (all of it in the layout of one
     LZMA block), ``coded_skeleton`` the bytes it takes, ``digest`` the start of the ONNX file's
     SHA-256.
     """
 
+    version: int
     size: int
     digest: bytes
     skeleton: bytes = b""
@@ -58,6 +62,11 @@ class Container:
                 data[span.start] = stream.decoded.data[at : at + span.size]
                 at += span.size
         return wire.fill(self.skeleton, self.spans, data)
+
+    @property
+    def seed(self) -> int:
+        """The CRC-32 that the streams' checksums go on from."""
+        return 0 if self.version == 1 else zlib.crc32(self.skeleton)
 
     def matches(self, model: bytes) -> bool:
         """Whether ``model`` is the file that was packed."""
@@ -84,55 +93,102 @@ def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     skeleton = wire.cut(data, spans)
     coded = streams.compress_skeleton(skeleton)
     memory: Memory = {}
+    seed = zlib.crc32(skeleton)
     out = [number(len(skeleton)), number(len(coded)), coded]
     for members in _groups(spans):
         joined = b"".join(data[span.start : span.start + span.size] for span in members)
-        out.append(streams.encode(joined, _content(members), coder, memory))
+        out.append(streams.encode(joined, _content(members), coder, memory, seed))
     return b"".join(out)
 
 
-def decode(data: bytes) -> Container:
-    """Read the container ``data``.
+def decode(data: bytes, most: int = LARGEST) -> Container:
+    """Read the container ``data`` of an ONNX file of at most ``most`` bytes.
 
     Raises:
         DamageError: it cannot be read to its end. Tensors that fail their checksum are only marked.
     """
-    reader = Reader(data)
-    if reader.take(len(MAGIC)) != MAGIC:
-        raise DamageError("it does not start as a .penjing file")
-    if (version := reader.take(1)[0]) != VERSION:
-        raise DamageError(
-            f"it has version {version} of the format and this penjing reads {VERSION}"
-        )
-    size = reader.number()
-    if size > LARGEST:
-        raise DamageError(f"it declares {size} bytes, more than the {LARGEST} of an ONNX file")
-    container = Container(size, reader.take(_DIGEST))
-    layout = reader.take(1)[0]
-    if layout not in (_WHOLE, _PARTS):
-        raise DamageError(f"it has the unknown layout {layout}")
-    (_read_parts if layout == _PARTS else _read_whole)(reader, container)
+    container, coded = _open(data, most)
+    memory: Memory = {}
+    seed = container.seed
+    for members, stream in zip(_groups(container.spans), coded, strict=True):
+        decoded = streams.decode(stream, memory, seed)
+        container.streams.append(Stream(members, decoded, stream.size))
     return container
 
 
-def _read_whole(reader: Reader, container: Container) -> None:
-    container.coded_skeleton = reader.left
-    container.skeleton = streams.decompress_lzma(reader.take(reader.left), container.size)
+def decode_span(
+    data: bytes, choose: Callable[[list[Span]], Span], most: int = LARGEST
+) -> tuple[Span, memoryview]:
+    """The tensor that ``choose`` takes from all of the container ``data``, and its bytes.
+
+    Only the streams that these bytes depend on are decoded, one after the other.
+
+    Raises:
+        DamageError: the container's fields cannot be right, or the tensor fails its checksum.
+    """
+    container, coded = _open(data, most)
+    if not coded:
+        return _span_of_block(container, choose)
+    span = choose(container.spans)
+    groups = _groups(container.spans)
+    last = next(index for index, members in enumerate(groups) if span in members)
+    memory: Memory = {}
+    seed = container.seed
+    for index in streams.needed(coded, last):
+        decoded = streams.decode(coded[index], memory, seed)
+    if not decoded.checksum_ok:
+        raise DamageError(f"its tensor {span.name!r} does not fit its checksum")
+    before = sum(member.size for member in groups[last] if member.start < span.start)
+    return span, memoryview(decoded.data)[before : before + span.size]
 
 
-def _read_parts(reader: Reader, container: Container) -> None:
+def _span_of_block(
+    container: Container, choose: Callable[[list[Span]], Span]
+) -> tuple[Span, memoryview]:
+    if not container.matches(container.skeleton):
+        raise DamageError("what it holds does not fit its checksum")
+    span = choose(wire.find(container.skeleton))
+    return span, memoryview(container.skeleton)[span.start : span.start + span.size]
+
+
+def _open(data: bytes, most: int) -> tuple[Container, list[Coded]]:
+    """Everything but the streams decoded, and the streams as they are: none in one block."""
+    reader = Reader(data)
+    container = _read_head(reader, most)
+    layout = reader.take(1)[0]
+    if layout not in (_WHOLE, _PARTS):
+        raise DamageError(f"it has the unknown layout {layout}")
+    if layout == _WHOLE:
+        container.coded_skeleton = reader.left
+        container.skeleton = streams.decompress_lzma(reader.view(reader.left), container.size)
+        return container, []
+    _read_skeleton(reader, container)
+    coded = [streams.scan(reader, _content(members)) for members in _groups(container.spans)]
+    if reader.left:
+        raise DamageError(f"{reader.left} bytes follow its end")
+    return container, coded
+
+
+def _read_head(reader: Reader, most: int) -> Container:
+    if reader.take(len(MAGIC)) != MAGIC:
+        raise DamageError("it does not start as a .penjing file")
+    if (version := reader.take(1)[0]) not in (1, VERSION):
+        raise DamageError(
+            f"it has version {version} of the format and this penjing reads 1 to {VERSION}"
+        )
+    size = reader.number()
+    if size > most:
+        whose = "an ONNX file" if most == LARGEST else "the limit given"
+        raise DamageError(f"it declares {size} bytes, more than the {most} of {whose}")
+    return Container(version, size, reader.take(_DIGEST))
+
+
+def _read_skeleton(reader: Reader, container: Container) -> None:
     size, container.coded_skeleton = reader.number(), reader.number()
     if size > container.size:
         raise DamageError("its graph is declared larger than the whole model")
-    container.skeleton = streams.decompress_lzma(reader.take(container.coded_skeleton), size)
+    container.skeleton = streams.decompress_lzma(reader.view(container.coded_skeleton), size)
     container.spans = wire.find_cut(container.skeleton, container.size)
-    memory: Memory = {}
-    for members in _groups(container.spans):
-        before = reader.at
-        decoded = streams.decode(reader, _content(members), memory)
-        container.streams.append(Stream(members, decoded, reader.at - before))
-    if reader.left:
-        raise DamageError(f"{reader.left} bytes follow its end")
 
 
 def _groups(spans: list[Span]) -> list[list[Span]]:

@@ -32,19 +32,21 @@ def pack(source: Path | str, target: Path | str, coder: Coder = "arithmetic") ->
     return len(packed)
 
 
-def unpack(source: Path | str, target: Path | str) -> None:
+def unpack(source: Path | str, target: Path | str, *, most: int = format.LARGEST) -> None:
     """Write the ONNX file that was packed in ``source`` to ``target``, bit for bit.
 
+    Time and memory follow the size that ``source`` declares, which a few bytes can make 2 GiB:
+    ``most`` is the bytes that the ONNX file may have, for files of unknown origin.
+
     Raises:
-        PenjingError: ``source`` cannot be read or is damaged; ``target`` is then not touched.
+        PenjingError: ``source`` cannot be read, is damaged or declares more than ``most`` bytes;
+            ``target`` is then not touched.
     """
     data = read(source)
     try:
-        model = _decode(data)
-    except DamageError as problem:
-        raise PenjingError(
-            f"{source} cannot be unpacked: {problem}; copy it again or pack the model again"
-        ) from problem
+        model = _decode(data, most)
+    except (DamageError, MemoryError) as problem:
+        raise damaged(source, "unpacked", problem) from problem
     _write(Path(target), model)
 
 
@@ -56,8 +58,20 @@ def read(source: Path | str) -> bytes:
         raise PenjingError(f"{source} cannot be read: {error.strerror}") from error
 
 
-def _decode(data: bytes) -> bytes:
-    container = format.decode(data)
+def damaged(source: Path | str, done: str, problem: Exception) -> PenjingError:
+    """What to tell the user where ``source`` could not be ``done`` because of ``problem``."""
+    if isinstance(problem, MemoryError):
+        return PenjingError(
+            f"{source} cannot be {done}: it declares more bytes than there is memory for; "
+            "copy it again, or use a machine with more memory"
+        )
+    return PenjingError(
+        f"{source} cannot be {done}: {problem}; copy it again or pack the model again"
+    )
+
+
+def _decode(data: bytes, most: int) -> bytes:
+    container = format.decode(data, most)
     model = container.model()
     if not container.matches(model):
         raise DamageError("what it holds does not fit its checksum")

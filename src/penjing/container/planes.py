@@ -1,7 +1,8 @@
 """How the bytes of a tensor become planes of byte symbols that an entropy coder can model.
 
-Each *view* is a pair of functions: ``split`` gives the planes, or None where the view does not suit
-the tensor; ``join`` asks for the planes in the same order and gives the bytes back.
+Each *view* is three functions: ``split`` gives the planes, or None where the view does not suit the
+tensor; ``join`` asks for the planes in the same order and gives the bytes back; ``kinds`` names the
+planes in that order, before any of them is read.
 """
 
 from __future__ import annotations
@@ -91,23 +92,23 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Plane:
-    """uint8 symbols in ``shape``; planes of one ``kind`` in a file share what was learned."""
+    """uint8 symbols in ``shape``, of which ``centre`` means zero."""
 
     symbols: np.ndarray
     shape: Shape
-    kind: str
     centre: int
 
 
-Read = Callable[[Shape, str], np.ndarray]
-"""Gives the next plane's symbols (flat uint8) for its shape and kind."""
+Read = Callable[[Shape], np.ndarray]
+"""Gives the next plane's symbols (flat uint8) for its shape."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to see a tensor as planes."""
+    """One way to see a tensor as planes; those of one kind in a file share what was learned."""
 
     name: str
+    kinds: Callable[[Content], list[str]]
     split: Callable[[np.ndarray, Content], list[Plane] | None]
     join: Callable[[Content, Read], np.ndarray]
 
@@ -117,7 +118,7 @@ def _flat(number: int) -> Shape:
 
 
 def _whole(data: np.ndarray) -> Plane:
-    return Plane(data, _flat(len(data)), WHOLE, 0)
+    return Plane(data, _flat(len(data)), 0)
 
 
 def _mode(symbols: np.ndarray) -> int:
@@ -127,15 +128,23 @@ def _mode(symbols: np.ndarray) -> int:
 # Whole bytes as they are.
 
 
+def _kinds_of_raw(content: Content) -> list[str]:
+    return [WHOLE]
+
+
 def _split_raw(raw: np.ndarray, content: Content) -> list[Plane]:
     return [_whole(raw)]
 
 
 def _join_raw(content: Content, read: Read) -> np.ndarray:
-    return read(_flat(content.size), WHOLE)
+    return read(_flat(content.size))
 
 
 # Integers of at most 8 bits, one a symbol, in the order of their values.
+
+
+def _kinds_of_integers(content: Content) -> list[str]:
+    return ["integers"]
 
 
 def _split_integers(raw: np.ndarray, content: Content) -> list[Plane] | None:
@@ -146,13 +155,15 @@ def _split_integers(raw: np.ndarray, content: Content) -> list[Plane] | None:
     symbols = ((raw[:, None] >> shifts) & (2**bits - 1)).astype(np.uint8).ravel()
     symbols ^= _sign(content)
     shape = content.shape(len(symbols))
-    return [Plane(symbols, shape, "integers", _integer_centre(symbols, content))]
+    return [Plane(symbols, shape, _integer_centre(symbols, content))]
 
 
 def _join_integers(content: Content, read: Read) -> np.ndarray:
     bits = content.type.bits
+    if bits > 8:
+        raise _wrong_type()
     number = content.size * (8 // bits)
-    symbols = read(content.shape(number), "integers") ^ _sign(content)
+    symbols = read(content.shape(number)) ^ _sign(content)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return np.bitwise_or.reduce(symbols.reshape(-1, len(shifts)) << shifts, axis=1).astype(np.uint8)
 
@@ -177,48 +188,53 @@ def _words(raw: np.ndarray, content: Content) -> np.ndarray | None:
     return raw.view(f"<u{content.width}")
 
 
-def _to_planes(words: np.ndarray, content: Content, shape: Shape, prefix: str) -> list[Plane]:
+def _to_planes(words: np.ndarray, content: Content, shape: Shape) -> list[Plane]:
     bits = words.dtype.type(content.type.bits - 1)
     rotated = (words << words.dtype.type(1)) | (words >> bits)
     columns = rotated.astype(rotated.dtype.newbyteorder("<")).view(np.uint8)
     columns = columns.reshape(-1, content.width).T
-    return [
-        Plane(plane := np.ascontiguousarray(column), shape, f"{prefix}{index}", _mode(plane))
-        for index, column in enumerate(columns)
-    ]
+    return [Plane(plane := np.ascontiguousarray(column), shape, _mode(plane)) for column in columns]
 
 
-def _from_planes(content: Content, shape: Shape, prefix: str, read: Read) -> np.ndarray:
-    columns = [read(shape, f"{prefix}{index}") for index in range(content.width)]
+def _from_planes(content: Content, shape: Shape, read: Read) -> np.ndarray:
+    columns = [read(shape) for _ in range(content.width)]
     rotated = np.stack(columns, axis=1).view(f"<u{content.width}").ravel()
     bits = rotated.dtype.type(content.type.bits - 1)
     return (rotated >> rotated.dtype.type(1)) | (rotated << bits)
 
 
-def _prefix(content: Content) -> str:
-    return f"{content.type.name}/"
+def _kinds_of_bytes(content: Content) -> list[str]:
+    return [f"{content.type.name}/{index}" for index in range(content.width)]
 
 
 def _split_bytes(raw: np.ndarray, content: Content) -> list[Plane] | None:
     words = _words(raw, content)
     if words is None:
         return None
-    return _to_planes(words, content, content.shape(len(words)), _prefix(content))
+    return _to_planes(words, content, content.shape(len(words)))
 
 
 def _join_bytes(content: Content, read: Read) -> np.ndarray:
     number = _number(content)
-    words = _from_planes(content, content.shape(number), _prefix(content), read)
+    words = _from_planes(content, content.shape(number), read)
     return words.view(np.uint8)
 
 
 def _number(content: Content) -> int:
     if content.width == 1 or content.size % content.width:
-        raise DamageError("a tensor is coded as another element type than its own")
+        raise _wrong_type()
     return content.size // content.width
 
 
+def _wrong_type() -> DamageError:
+    return DamageError("a tensor is coded as another element type than its own")
+
+
 # Wider elements with at most 256 distinct values: a table in rising order, and indices into it.
+
+
+def _kinds_of_codebook(content: Content) -> list[str]:
+    return [WHOLE, WHOLE, "integers"]
 
 
 def _split_codebook(raw: np.ndarray, content: Content) -> list[Plane] | None:
@@ -231,16 +247,16 @@ def _split_codebook(raw: np.ndarray, content: Content) -> list[Plane] | None:
     table = table[np.argsort(_as_numbers(table, content), kind="stable")]
     order = np.argsort(table)
     indices = order[np.searchsorted(table, words, sorter=order)].astype(np.uint8)
-    plane = Plane(indices, content.shape(len(words)), "integers", _codebook_centre(table, indices))
+    plane = Plane(indices, content.shape(len(words)), _codebook_centre(table, indices))
     stored = table.view(np.uint8)
     return [_whole(np.array([len(table) - 1], np.uint8)), _whole(stored), plane]
 
 
 def _join_codebook(content: Content, read: Read) -> np.ndarray:
     number = _number(content)
-    distinct = int(read(_flat(1), WHOLE)[0]) + 1
-    table = read(_flat(distinct * content.width), WHOLE).view(f"<u{content.width}")
-    indices = read(content.shape(number), "integers")
+    distinct = int(read(_flat(1))[0]) + 1
+    table = read(_flat(distinct * content.width)).view(f"<u{content.width}")
+    indices = read(content.shape(number))
     if len(indices) and int(indices.max()) >= len(table):
         raise DamageError("an index is outside the table of distinct values")
     return table[indices].view(np.uint8)
@@ -264,29 +280,33 @@ def _codebook_centre(table: np.ndarray, indices: np.ndarray) -> int:
 # Wider elements with many zeros: where they are, and the others' bytes.
 
 
+def _kinds_of_sparse(content: Content) -> list[str]:
+    return ["mask", *_kinds_of_bytes(content)]
+
+
 def _split_sparse(raw: np.ndarray, content: Content) -> list[Plane] | None:
     words = _words(raw, content)
     if words is None or np.count_nonzero(words) > 0.95 * len(words):
         return None
     there = (words != 0).astype(np.uint8)
-    mask = Plane(there, content.shape(len(words)), "mask", 0)
+    mask = Plane(there, content.shape(len(words)), 0)
     others = words[there > 0]
-    return [mask, *_to_planes(others, content, _flat(len(others)), _prefix(content))]
+    return [mask, *_to_planes(others, content, _flat(len(others)))]
 
 
 def _join_sparse(content: Content, read: Read) -> np.ndarray:
     number = _number(content)
-    there = read(content.shape(number), "mask") > 0
+    there = read(content.shape(number)) > 0
     words = np.zeros(number, f"<u{content.width}")
-    words[there] = _from_planes(content, _flat(int(there.sum())), _prefix(content), read)
+    words[there] = _from_planes(content, _flat(int(there.sum())), read)
     return words.view(np.uint8)
 
 
 VIEWS = (
-    View("raw", _split_raw, _join_raw),
-    View("integers", _split_integers, _join_integers),
-    View("bytes", _split_bytes, _join_bytes),
-    View("codebook", _split_codebook, _join_codebook),
-    View("sparse", _split_sparse, _join_sparse),
+    View("raw", _kinds_of_raw, _split_raw, _join_raw),
+    View("integers", _kinds_of_integers, _split_integers, _join_integers),
+    View("bytes", _kinds_of_bytes, _split_bytes, _join_bytes),
+    View("codebook", _kinds_of_codebook, _split_codebook, _join_codebook),
+    View("sparse", _kinds_of_sparse, _split_sparse, _join_sparse),
 )
 """In the order of their numbers in the file."""

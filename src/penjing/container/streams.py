@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from penjing.container import arithmetic, huffman
 from penjing.container.arithmetic import Memory
 from penjing.container.contexts import Shape
 from penjing.container.damage import DamageError
-from penjing.container.planes import VIEWS, WHOLE, Content, Plane
+from penjing.container.planes import VIEWS, WHOLE, Content, Plane, View
 
 Coder = Literal["arithmetic", "huffman"]
 
@@ -34,10 +34,14 @@ class Reader:
         self.at = 0
 
     def take(self, size: int) -> bytes:
-        if size > len(self.data) - self.at:
+        return bytes(self.view(size))
+
+    def view(self, size: int) -> memoryview:
+        """The same without a copy."""
+        if size > self.left:
             raise DamageError("it is cut short")
         self.at += size
-        return bytes(self.data[self.at - size : self.at])
+        return self.data[self.at - size : self.at]
 
     def number(self) -> int:
         """An unsigned LEB128 number of at most 63 bits."""
@@ -86,7 +90,7 @@ def compress_skeleton(data: bytes) -> bytes:
     return compress_lzma(data, lc=1, lp=0, pb=0)
 
 
-def decompress_lzma(data: bytes, size: int) -> bytes:
+def decompress_lzma(data: bytes | memoryview, size: int) -> bytes:
     """The ``size`` bytes that were compressed; raises DamageError if ``data`` are not such."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _dictionary(size)}]
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
@@ -94,7 +98,7 @@ def decompress_lzma(data: bytes, size: int) -> bytes:
         out = decoder.decompress(data, max_length=size + 1)
     except lzma.LZMAError as error:
         raise DamageError("an LZMA block of it cannot be read") from error
-    if len(out) != size:
+    if len(out) != size or not decoder.eof or decoder.unused_data:
         raise DamageError("an LZMA block of it does not have the declared size")
     return out
 
@@ -110,8 +114,8 @@ class Decoded:
 
     data: bytes
     view: str
-    coders: list[str] = field(default_factory=list)
-    checksum_ok: bool = True
+    coders: list[str]
+    checksum_ok: bool
 
     @property
     def coder(self) -> str:
@@ -120,8 +124,11 @@ class Decoded:
         return names if self.view in ("raw", "integers") else f"{self.view}: {names}"
 
 
-def encode(data: bytes, content: Content, coder: Coder, memory: Memory) -> bytes:
-    """The shortest stream for ``data`` with the entropy coder ``coder``; ``memory`` learns."""
+def encode(data: bytes, content: Content, coder: Coder, memory: Memory, seed: int) -> bytes:
+    """The shortest stream for ``data`` with the entropy coder ``coder``; ``memory`` learns.
+
+    ``seed`` is the CRC-32 that the stream's checksum goes on from.
+    """
     raw = np.frombuffer(data, np.uint8)
     best, learned, shortest = b"", memory, len(data) + 1
     for index, view in reversed(list(enumerate(VIEWS))):
@@ -129,16 +136,23 @@ def encode(data: bytes, content: Content, coder: Coder, memory: Memory) -> bytes
         if planes is None:
             continue
         trial: Memory = {}
-        coded = [_encode_plane(plane, coder, memory, trial, shortest) for plane in planes]
+        coded = [
+            _encode_plane(plane, kind, coder, memory, trial, shortest)
+            for plane, kind in zip(planes, view.kinds(content), strict=True)
+        ]
         stream = bytes([index]) + b"".join(coded)
         if not best or len(stream) < shortest:
             best, learned, shortest = stream, trial, len(stream)
     memory |= learned
-    return best + zlib.crc32(data).to_bytes(4, "little")
+    return best + _checksum(data, seed)
+
+
+def _checksum(data: bytes, seed: int) -> bytes:
+    return zlib.crc32(data, seed).to_bytes(4, "little")
 
 
 def _encode_plane(
-    plane: Plane, coder: Coder, memory: Memory, learned: Memory, shortest: int
+    plane: Plane, kind: str, coder: Coder, memory: Memory, learned: Memory, shortest: int
 ) -> bytes:
     """Number of the coder, size and payload of the shortest coding of ``plane``.
 
@@ -148,13 +162,13 @@ def _encode_plane(
     options = {STORED: data}
     if data and data.count(data[0]) == len(data):
         options[CONSTANT] = data[:1]
-    elif not _worth_modelling(plane):
+    elif not _worth_modelling(plane, kind):
         pass
     elif coder == "huffman":
         options[HUFFMAN] = huffman.encode(plane.symbols, plane.centre)
     else:
         options[ARITHMETIC], left = arithmetic.encode(
-            plane.symbols, plane.shape, plane.centre, plane.kind, memory
+            plane.symbols, plane.shape, plane.centre, kind, memory
         )
     if _worth_lzma(data, min(shortest, *map(len, options.values()))):
         options[LZMA] = compress_lzma(data)
@@ -164,9 +178,9 @@ def _encode_plane(
     return bytes([best]) + number(len(options[best])) + options[best]
 
 
-def _worth_modelling(plane: Plane) -> bool:
+def _worth_modelling(plane: Plane, kind: str) -> bool:
     """Whether its symbols are anything but uniformly random, as the last bits of floats are."""
-    if plane.kind == WHOLE or not len(plane.symbols):
+    if kind == WHOLE or not len(plane.symbols):
         return False
     counts = np.bincount(plane.symbols)
     shares = counts[counts > 0] / len(plane.symbols)
@@ -178,42 +192,98 @@ def _worth_lzma(data: bytes, best: int) -> bool:
     return len(zlib.compress(data, 1)) < best
 
 
-def decode(reader: Reader, content: Content, memory: Memory) -> Decoded:
-    """Read one stream of ``content``; raises DamageError if it cannot be decoded at all.
+@dataclass(frozen=True)
+class CodedPlane:
+    """A plane as it lies in the file: its kind, the number of its coder, and its payload."""
 
-    A stream that decodes to other bytes than were packed is returned, marked so.
-    """
+    kind: str
+    coder: int
+    payload: memoryview
+
+    @property
+    def memory_key(self) -> tuple[str, bool] | None:
+        """Whose memory it reads and changes; None where it does neither."""
+        modelled = self.coder == ARITHMETIC and len(self.payload) >= arithmetic.HEAD
+        return (self.kind, arithmetic.is_smooth(self.payload)) if modelled else None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A stream as it lies in the file."""
+
+    content: Content
+    view: View
+    planes: list[CodedPlane]
+    checksum: bytes
+    size: int
+
+    @property
+    def memory_keys(self) -> set[tuple[str, bool]]:
+        """What it needs of the streams before, and leaves for those after it."""
+        return {key for plane in self.planes if (key := plane.memory_key)}
+
+
+def scan(reader: Reader, content: Content) -> Coded:
+    """Step over one stream of ``content``; raises DamageError if its fields cannot be right."""
+    before = reader.at
     index = reader.take(1)[0]
     if index >= len(VIEWS):
         raise DamageError(f"a stream has the unknown view {index}")
-    decoded = Decoded(b"", VIEWS[index].name)
-
-    def read(shape: Shape, kind: str) -> np.ndarray:
-        coder = reader.take(1)[0]
-        payload = reader.take(reader.number())
-        if coder >= len(CODERS):
-            raise DamageError(f"a plane has the unknown coder {coder}")
-        decoded.coders.append(CODERS[coder])
-        return _decode_plane(coder, payload, shape, kind, memory)
-
-    decoded.data = VIEWS[index].join(content, read).tobytes()
-    decoded.checksum_ok = reader.take(4) == zlib.crc32(decoded.data).to_bytes(4, "little")
-    return decoded
+    view = VIEWS[index]
+    planes = [_scan_plane(reader, kind) for kind in view.kinds(content)]
+    return Coded(content, view, planes, reader.take(4), reader.at - before)
 
 
-def _decode_plane(
-    coder: int, payload: bytes, shape: Shape, kind: str, memory: Memory
-) -> np.ndarray:
+def _scan_plane(reader: Reader, kind: str) -> CodedPlane:
+    coder = reader.take(1)[0]
+    if coder >= len(CODERS):
+        raise DamageError(f"a plane has the unknown coder {coder}")
+    return CodedPlane(kind, coder, reader.view(reader.number()))
+
+
+def needed(streams: list[Coded], last: int) -> list[int]:
+    """Which streams, in order, must be decoded for the one at index ``last``, itself included.
+
+    Of those before it, the ones whose arithmetic-coded planes leave what its planes, or those of
+    another one needed, start from.
+    """
+    keys = streams[last].memory_keys
+    found = [last]
+    for index in reversed(range(last)):
+        if keys & streams[index].memory_keys:
+            keys = keys | streams[index].memory_keys
+            found.append(index)
+    return found[::-1]
+
+
+def decode(coded: Coded, memory: Memory, seed: int) -> Decoded:
+    """Decode a stream; ``memory`` learns. Raises DamageError if it cannot be decoded at all.
+
+    A stream that decodes to other bytes than were packed is returned, marked so. ``seed`` is the
+    CRC-32 that its checksum goes on from.
+    """
+    planes = iter(coded.planes)
+
+    def read(shape: Shape) -> np.ndarray:
+        return _decode_plane(next(planes), shape, memory)
+
+    data = coded.view.join(coded.content, read).tobytes()
+    names = [CODERS[plane.coder] for plane in coded.planes]
+    return Decoded(data, coded.view.name, names, coded.checksum == _checksum(data, seed))
+
+
+def _decode_plane(plane: CodedPlane, shape: Shape, memory: Memory) -> np.ndarray:
     size = shape[0] * shape[1] * shape[2]
-    if coder == ARITHMETIC:
-        symbols, left = arithmetic.decode(payload, shape, kind, memory)
+    payload = bytes(plane.payload)
+    if plane.coder == ARITHMETIC:
+        symbols, left = arithmetic.decode(payload, shape, plane.kind, memory)
         memory |= left
         return symbols
-    if coder == HUFFMAN:
+    if plane.coder == HUFFMAN:
         return huffman.decode(payload, size)
-    if coder == LZMA:
+    if plane.coder == LZMA:
         payload = decompress_lzma(payload, size)
-    if len(payload) != (1 if coder == CONSTANT else size):
+    if len(payload) != (1 if plane.coder == CONSTANT else size):
         raise DamageError("a plane does not have the size of its tensor")
     symbols = np.frombuffer(payload, np.uint8)
-    return np.repeat(symbols, size) if coder == CONSTANT else symbols
+    return np.repeat(symbols, size) if plane.coder == CONSTANT else symbols
