@@ -19,7 +19,16 @@ from rich.table import Table
 
 FOLDER = Path(__file__).parent / "results"
 COLUMNS = ("work", "measure", "ours", "peer", "peer_name", "goal", "met")
-PACKAGES = ("penjing", "constriction", "numpy", "onnx", "onnxruntime", "torch", "torchvision")
+PACKAGES = (
+    "penjing",
+    "constriction",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+    "nncodec",
+)
 
 
 def write(name: str, rows: list[dict], command: str) -> Path:
