@@ -6,6 +6,7 @@ import lzma
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +315,16 @@ def test_files_of_version_1_stay_readable(coder):
     container = format.decode(base64.b64decode(VERSION_1[coder]))
     assert [stream.decoded.coder for stream in container.streams] == [coder]
     assert container.matches(container.model())
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_version_2_has_the_graph_in_its_checksums(coder):
+    data = bytearray(base64.b64decode(VERSION_1[coder]))
+    container = format.decode(bytes(data))
+    (stream,) = container.streams
+    data[4] = 2
+    assert not format.decode(bytes(data)).streams[0].decoded.checksum_ok
+    data[-4:] = zlib.crc32(container.skeleton + stream.decoded.data).to_bytes(4, "little")
+    assert format.decode(bytes(data)).streams[0].decoded.checksum_ok
+    again = format.decode(format.encode(container.model(), coder))
+    assert (again.version, again.streams[0].coded_bytes) == (2, stream.coded_bytes)
