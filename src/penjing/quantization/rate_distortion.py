@@ -1,0 +1,148 @@
+"""One integer grid a layer for a whole network: the least damage for the bits that are spent.
+
+A step of the grid costs a weight's share of the divergence, ``step² / 12`` times its sensitivity
+given that later weights make good what they can, and a bit less halves the step twice over. So all
+weights of the network shall do the same damage, ``distortion``: that is the one number that sets all
+steps (the λ of the rate-distortion trade-off is ``2 ln 2 * distortion``). The integers are chosen
+with error compensation.
+
+Sources: Cover & Thomas 2006, "Elements of information theory", section 10.3.3, for equal damage;
+Frantar et al. 2023, "GPTQ"; Wiedemann et al. 2020, "DeepCABAC", for the aim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penjing.container import streams
+from penjing.container.planes import Content, element_type
+from penjing.layers import Layer
+from penjing.quantization import error_compensation, grids, patches
+from penjing.quantization.rate_distortion_sensitivity import Sensitivity
+
+BITS = 8
+"""Of the integers as the ONNX file stores them."""
+_WIDEST = 100
+"""Steps to the largest weight at most: compensation needs some room."""
+_INT8 = 3
+"""ONNX's number of the type."""
+INSIDE = 0.45
+"""Where a weight starts in training: at most so many steps from its integer."""
+FINEST, FIRST, WIDEST = -40, -24, -8
+"""Octaves of distortion: the range of the search and where it starts."""
+TRIES, CLOSE = 16, 0.002
+"""Of the search for a size: files at most, and the part of the size that may be left free."""
+HALVINGS = 9
+
+
+@dataclass(frozen=True)
+class GridWeights:
+    """A layer's weights as ``codes * step``; ``codes`` float, whole numbers, shaped like the weight."""
+
+    codes: Tensor
+    step: float
+
+
+def choose(
+    found: dict[str, Layer], sensitivity: dict[str, Sensitivity], distortion: float
+) -> dict[str, GridWeights]:
+    """Steps and integers of the layers ``found`` at equal ``distortion`` of all weights.
+
+    Layers without a sensitivity (they never ran) get the finest grid. Exact zeros stay zero.
+    """
+    return {
+        name: _on_grid(layer, sensitivity.get(name), distortion) for name, layer in found.items()
+    }
+
+
+def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> GridWeights:
+    weight = layer.weight.detach()
+    finest = max(float(weight.abs().max()) / _WIDEST, grids.SMALLEST_SCALE)
+    if known is None:
+        return GridWeights((weight / finest).round(), finest)
+    matrix = patches.matrix(layer, weight)
+    step = max(_step(known, distortion), finest)
+    scale = weight.new_full(matrix.shape[:2], step)
+    found = error_compensation.compensated(matrix, known.moments, scale, _whole)
+    codes = (patches.from_matrix(layer, found, weight.shape) / step).round()
+    return GridWeights(codes, step)
+
+
+def _whole(steps: Tensor) -> Tensor:
+    return grids.to_codes(steps, BITS)
+
+
+def _step(known: Sensitivity, distortion: float) -> float:
+    """0 for a layer that does not matter: it gets the finest grid, which its zeros make cheap."""
+    mean = float((known.gain[:, None] * _conditional(known.moments)).mean())
+    return math.sqrt(12 * distortion / mean) if mean > 0 else 0.0
+
+
+def _conditional(moments: Tensor) -> Tensor:
+    """What is left of every column's second moment once the columns after it follow it best, in the
+    order in which they are rounded: ``[G, K]``."""
+    order = moments.diagonal(dim1=1, dim2=2).argsort(1)  # the last column first
+    columns = moments.gather(1, order[:, :, None].expand_as(moments))
+    permuted = columns.gather(2, order[:, None, :].expand_as(moments))
+    return torch.linalg.cholesky_ex(permuted)[0].diagonal(dim1=1, dim2=2).square()
+
+
+def start(weight: Tensor, one: GridWeights) -> Tensor:
+    """Where training starts from: the weight as it was, or the nearest value that rounds to its
+    integer (Nagel et al. 2020, "Up or down? Adaptive rounding")."""
+    inside = (weight / one.step).clamp(one.codes - INSIDE, one.codes + INSIDE)
+    return torch.where(weight == 0, 0.0, inside * one.step)
+
+
+def coded_bytes(codes: Iterable[Tensor]) -> int:
+    """Bytes that the container's adaptive coder spends on whole tensors of integers."""
+    memory: dict[tuple[str, bool], np.ndarray] = {}
+    total = 0
+    for integers in codes:
+        data = integers.to("cpu", torch.int8).numpy().tobytes()
+        content = Content(element_type(_INT8), tuple(integers.shape), len(data))
+        total += len(streams.encode(data, content, "arithmetic", memory))
+    return total
+
+
+def rounded_bias(bias: Tensor, gain: float, distortion: float) -> Tensor:
+    """``bias`` on the coarsest grid of a power of two that does no more than ``distortion``: zero
+    bits at the end of a float cost nothing in the file."""
+    if gain <= 0:
+        return bias
+    step = 2.0 ** math.floor(math.log2(math.sqrt(12 * distortion / gain)))
+    return (bias / step).round() * step
+
+
+def for_size(bytes_at: Callable[[float], int], wanted: float, weights: int) -> float | None:
+    """The distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm;
+    None if nothing is small enough. ``weights`` is how many there are."""
+    best, before = None, (math.nan, math.nan)
+    # At high rates an octave of distortion is half a bit a weight.
+    at, slope = float(FIRST), -weights / 16
+    for _ in range(TRIES):
+        excess = bytes_at(2.0**at) - wanted
+        if excess <= 0:
+            best = at if best is None else min(at, best)
+        if -CLOSE * wanted <= excess <= 0 or at == before[0]:
+            break
+        if before[1] != excess and not math.isnan(before[0]):
+            slope = min((excess - before[1]) / (at - before[0]), -weights / 160)
+        before = at, excess
+        at = min(max(at - (excess + CLOSE / 2 * wanted) / slope, FINEST), WIDEST)
+    return None if best is None else 2.0**best
+
+
+def for_score(good: Callable[[float], bool]) -> float:
+    """The largest distortion that is ``good``, by bisection of its logarithm; the finest if none."""
+    low, high = float(FINEST), float(WIDEST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if good(2.0**middle) else (low, middle)
+    return 2.0**low

@@ -1,0 +1,197 @@
+"""The smallest file: weights on one integer grid a layer, chosen for what they cost in the file."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing import container, layers
+from penjing.deploy.export import export
+from penjing.errors import PenjingError
+from penjing.layers import IntegerWeights, Layer
+from penjing.quantization import rate_distortion, rate_distortion_sensitivity, statistics
+from penjing.quantization.grids import WeightQuantizer
+from penjing.quantization.output_correction import correct_outputs
+from penjing.quantization.rate_distortion import GridWeights
+from penjing.quantization.rate_distortion_sensitivity import Sensitivity
+from penjing.quantization.statistics import LayerStatistics
+from penjing.tasks import Task, evaluate
+from penjing.techniques.technique import Technique, apply
+
+CORRECTION_IMAGES = 96
+
+
+class CompressWeights(Technique):
+    """Put the weights of every layer on one integer grid, so that the network's answers change as
+    little as possible for the size of its ``.penjing`` file.
+
+    Batch norms are folded first. One number, the distortion that every weight may do, gives all
+    layers their steps from their sensitivities; it is given, or found for a size or a score. Biases
+    then give the outputs their means back. Activations stay in float. In training, rounding lets
+    gradients pass and the steps learn.
+    """
+
+    name: ClassVar[str] = "compress_weights"
+    cannot_follow: ClassVar[dict[str, str]] = {
+        "quantize": "the weights are on an integer grid already; choose one of the two",
+        "share_weights": "the shared values would leave the integer grid; choose one of the two",
+        "compress_weights": "the weights are on an integer grid already; choose one size",
+    }
+
+    distortion: float | None = Field(default=None, gt=0)
+    """Divergence that the rounding of one weight may cost."""
+    max_bytes: int | None = Field(default=None, ge=1)
+    """Largest size of the ``.penjing`` file."""
+    max_drop: float | None = Field(default=None, gt=0)
+    """Largest loss of score on the validation images."""
+    calibration: int = Field(default=512, ge=1)
+    """Number of training images to find sensitivities on."""
+
+    _quantizers: dict[nn.Module, WeightQuantizer] = PrivateAttr(default_factory=dict)
+    _distortion: float = PrivateAttr(default=0.0)
+    _bias_gains: dict[nn.Module, float] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> CompressWeights:
+        aims = [self.distortion, self.max_bytes, self.max_drop]
+        if sum(aim is not None for aim in aims) != 1:
+            raise ValueError("give one of distortion, max_bytes and max_drop")
+        return self
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Fold, measure sensitivities, search, round, correct.
+
+        Raises ``PenjingError`` for NaN or infinity in a layer's weights or inputs, and when not even
+        the finest grid meets the aim.
+        """
+        device = next(model.parameters()).device
+        found = layers.compressible(model)
+        for name, layer in found.items():
+            if not torch.isfinite(layer.weight).all():
+                raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
+        layers.fold_batch_norm(model, task.example.to(device))
+        batches = [batch.to(device) for batch in task.calibration(self.calibration)]
+        some = torch.cat(batches)[:CORRECTION_IMAGES]
+        known = rate_distortion_sensitivity.sensitivities(
+            model, found, batches, classifies=task.custom_loss is None
+        )
+        outputs = statistics.collect(model, found, [some], moments=False)
+        search = _Search(model, task, known, outputs, some)
+        self._distortion = search.distortion(self)
+        quantizers = _attach(model, search.chosen(self._distortion))
+        self._quantizers = {found[name]: quantizer for name, quantizer in quantizers.items()}
+        self._bias_gains = {found[name]: one.bias_gain for name, one in known.items()}
+        correct_outputs(model, self._quantizers, found, outputs, some)
+
+    def bake(self, model: nn.Module) -> None:
+        """Leave the weights on their grids, and biases with few bits."""
+        for layer in layers.compressible(model).values():
+            quantizer = self._quantizers.pop(layer, None)
+            if quantizer is None:
+                continue
+            gain = self._bias_gains.pop(layer, 0.0)
+            _fix(layer, quantizer, gain, self._distortion)
+
+
+def compress_weights(model: nn.Module, task: Task, **settings: object) -> nn.Module:
+    """A copy of ``model`` with the weights of the smallest file, after training.
+
+    ``settings`` are the fields of ``CompressWeights``. Raises what ``CompressWeights.attach`` raises.
+    """
+    return apply(CompressWeights(**settings), model, task)  # type: ignore[arg-type]
+
+
+class _Search:
+    """Finds the distortion that meets an aim, on copies of the folded ``model``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        known: dict[str, Sensitivity],
+        outputs: dict[str, LayerStatistics],
+        images: Tensor,
+    ) -> None:
+        self.model, self.task, self.known = model, task, known
+        self.outputs, self.images = outputs, images
+
+    def chosen(self, distortion: float) -> dict[str, GridWeights]:
+        return rate_distortion.choose(layers.compressible(self.model), self.known, distortion)
+
+    def distortion(self, aim: CompressWeights) -> float:
+        if aim.distortion is not None:
+            return aim.distortion
+        if aim.max_bytes is not None:
+            return self._for_size(aim.max_bytes)
+        return self._for_score(aim.max_drop or 0.0)
+
+    def _for_score(self, drop: float) -> float:
+        least = evaluate(self.model, self.task, "validation") - drop
+
+        def good(distortion: float) -> bool:
+            return evaluate(self._compressed(distortion), self.task, "validation") >= least
+
+        return rate_distortion.for_score(good)
+
+    def _for_size(self, size: int) -> float:
+        """By the bytes of the integers alone, plus those of the rest from one whole file."""
+        weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
+        distortion, rest = 2.0**rate_distortion.FIRST, 0
+        for _ in range(2):
+            rest = self._file(distortion) - self._coded(distortion)
+            found = rate_distortion.for_size(self._coded, size - rest, weights)
+            if found is None:
+                raise PenjingError(
+                    f"max_bytes={size} is too small: {rest} bytes are not weights, and not even "
+                    "weights that are nearly all zero fit; allow a larger file or prune first."
+                )
+            distortion = found
+        return distortion
+
+    def _coded(self, distortion: float) -> int:
+        return rate_distortion.coded_bytes(one.codes for one in self.chosen(distortion).values())
+
+    def _file(self, distortion: float) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder, "model.onnx")
+            export(self._compressed(distortion).cpu(), self.task.example, graph)
+            return container.pack(graph, Path(folder, "model.penjing"))
+
+    def _compressed(self, distortion: float) -> nn.Module:
+        model = copy.deepcopy(self.model)
+        found = layers.compressible(model)
+        quantizers = _attach(model, self.chosen(distortion))
+        of_layers = {found[name]: quantizer for name, quantizer in quantizers.items()}
+        correct_outputs(model, of_layers, found, self.outputs, self.images)  # type: ignore[arg-type]
+        for name, quantizer in quantizers.items():
+            gain = self.known[name].bias_gain if name in self.known else 0.0
+            _fix(found[name], quantizer, gain, distortion)
+        return model
+
+
+def _attach(model: nn.Module, chosen: dict[str, GridWeights]) -> dict[str, WeightQuantizer]:
+    quantizers = {}
+    for name, layer in layers.compressible(model).items():
+        one = chosen[name]
+        former = rate_distortion.start(layer.weight.detach(), one)
+        quantizer = WeightQuantizer(former.new_tensor([one.step]), rate_distortion.BITS)
+        parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+        layers.set_original(layer, "weight", former)
+        quantizers[name] = quantizer
+    return quantizers
+
+
+def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion: float) -> None:
+    layers.fold(layer, WeightQuantizer)
+    scale = quantizer.positive_scale().detach().expand(len(layer.weight)).clone()
+    layer.weight_format = IntegerWeights(quantizer.bits, scale)  # type: ignore[assignment]
+    if layer.bias is not None:
+        bias = rate_distortion.rounded_bias(layer.bias.detach(), bias_gain, distortion)
+        layer.bias = nn.Parameter(bias)

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+
+from penjing import container
+from penjing.deploy.export import export
+from penjing.errors import PenjingError
+from penjing.layers import compressible
+from penjing.tasks import Task, evaluate, from_arrays
+from penjing.techniques.compress_weights import CompressWeights, compress_weights
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    images = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
+    return from_arrays(images, np.arange(96) % 4, validation=32, test=8)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(2048, 4),
+    )  # fmt: skip
+    net.train()(torch.randn(64, 3, 8, 8))
+    return net.eval()
+
+
+def file_bytes(net: nn.Module, task: Task, folder: Path) -> int:
+    export(net, task.example, folder / "a.onnx")
+    return container.pack(folder / "a.onnx", folder / "a.penjing")
+
+
+def loss(net: nn.Module, small: nn.Module, task: Task) -> float:
+    x = torch.cat([batch for batch, _ in task.batches("validation")])
+    with torch.no_grad():
+        found, wanted = small(x).log_softmax(1), net(x).log_softmax(1)
+        return float(F.kl_div(found, wanted, log_target=True, reduction="batchmean"))
+
+
+def test_weights_lie_on_one_grid_a_layer(net: nn.Module, task: Task) -> None:
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    small = compress_weights(net, task, distortion=1e-5)
+    for layer in compressible(small).values():
+        scale = layer.weight_format.scale
+        assert (scale == scale[0]).all()
+        codes = layer.weight.detach() / scale[0]
+        torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert loss(net, small, task) < 0.1
+
+
+def test_the_file_has_the_size_that_was_asked_for(
+    net: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    small = compress_weights(net, task, max_bytes=12_000)
+    assert 11_400 <= file_bytes(small, task, tmp_path) <= 12_000
+
+
+def test_no_file_is_that_small(net: nn.Module, task: Task) -> None:
+    with pytest.raises(PenjingError, match="max_bytes=500 is too small"):
+        compress_weights(net, task, max_bytes=500)
+
+
+def test_the_score_drops_no_further_than_allowed(net: nn.Module, task: Task) -> None:
+    small = compress_weights(net, task, max_drop=0.07)
+    assert evaluate(small, task, "validation") >= evaluate(net, task, "validation") - 0.07
+
+
+@pytest.mark.parametrize("settings", [{}, {"distortion": 1e-5, "max_bytes": 1000}])
+def test_one_aim_is_needed(settings: dict) -> None:
+    with pytest.raises(ValidationError, match="give one of"):
+        CompressWeights(**settings)
+
+
+def test_weights_must_be_finite(net: nn.Module, task: Task) -> None:
+    with torch.no_grad():
+        net[0].weight[0] = torch.nan
+    with pytest.raises(PenjingError, match="layer 0"):
+        compress_weights(net, task, distortion=1e-5)
