@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from penjing.container import Contents
     from penjing.exploration import Study
+    from penjing.recipe import Recipe
     from penjing.tasks import Preprocessing, Task
 
 app = typer.Typer(
@@ -133,8 +134,17 @@ def train(
 def compress(
     model: Spec,
     data: Data,
-    recipe: Annotated[Path, typer.Option(help="A YAML file of stages and techniques.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="A YAML file of stages and techniques.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Instead: the best file without training of, say, 500KB.")
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(help="Instead: the smallest file without training, losing 1%, say."),
+    ] = None,
     weights: Weights = None,
     teacher: Annotated[
         str | None, typer.Option(help="Model to distill from; default: MODEL.")
@@ -148,11 +158,11 @@ def compress(
     interpolation: Interpolation = None,
     as_json: Json = False,
 ) -> None:
-    """Run one recipe, and write and measure the artifact."""
+    """Run one recipe, or compress weights to a size or a score; write and measure the artifact."""
     from penjing import recipe as recipes
     from penjing.deploy import artifact
 
-    steps = recipes.load(recipe)
+    steps = _steps(recipe, max_size, max_drop)
     writable(output / "card.json")
     options = (image_size, resize, mean, std, interpolation)
     net, task = _model_and_task(model, weights, data, root, options)
@@ -167,6 +177,22 @@ def compress(
         reference=output / "original" / "model.onnx",
     )
     report_figures(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
+
+
+def _steps(recipe: Path | None, max_size: str | None, max_drop: str | None) -> Recipe:
+    """The recipe in a file, or one that compresses weights without training."""
+    from penjing import recipe as recipes
+    from penjing.exploration import Budget
+    from penjing.techniques.compress_weights import CompressWeights
+
+    if sum(aim is not None for aim in (recipe, max_size, max_drop)) != 1:
+        raise PenjingError("give one of --recipe, --max-size and --max-drop")
+    if recipe is not None:
+        return recipes.load(recipe)
+    budget = Budget(size=max_size, drop=max_drop)
+    size = None if budget.size is None else int(budget.size)
+    technique = CompressWeights(max_bytes=size, max_drop=budget.drop)
+    return recipes.Recipe(name="smallest", stages=[recipes.Stage(techniques=[technique])])
 
 
 @app.command()

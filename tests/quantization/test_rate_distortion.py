@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from penjing.layers import compressible
-from penjing.quantization import rate_distortion
-from penjing.quantization.rate_distortion_sensitivity import Sensitivity, sensitivities
+from penjing.quantization import rate_distortion, rate_distortion_sensitivity
+from penjing.quantization.rate_distortion_sensitivity import Sensitivity, refined, sensitivities
 
 
 @pytest.fixture
@@ -152,3 +153,22 @@ def test_training_starts_inside_the_cell_of_the_integer() -> None:
     assert torch.equal((found / 0.3).round(), codes)
     torch.testing.assert_close(found[1], weight[1])
     torch.testing.assert_close(found[2], torch.tensor(0.3 * (1 - rate_distortion.INSIDE)))
+
+
+def test_measuring_mends_a_wrong_sensitivity(net, batches, monkeypatch) -> None:
+    """Whatever the gains were, they end in the proportion of the divergences that were measured."""
+    monkeypatch.setattr(rate_distortion_sensitivity, "MOST_REFINED", 10.0)
+    found = compressible(net)
+    known = sensitivities(net, found, batches, classifies=True)
+    chosen = rate_distortion.choose(found, known, 1e-5)
+    rounded = {name: one.codes * one.step for name, one in chosen.items()}
+    wrong = dict(known, **{"5": replace(known["5"], gain=known["5"].gain * 3)})
+    images = torch.cat(batches)
+    before, ratios = net(images), []
+    for start in (known, wrong):
+        predicted = {n: rate_distortion.predicted(found[n], start[n], chosen[n]) for n in start}
+        mended = refined(net, found, start, rounded, predicted, images, classifies=True)
+        ratios.append(float(mended["5"].gain / mended["0"].gain))
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-3)
+    assert ratios[0] != pytest.approx(float(known["5"].gain / known["0"].gain), rel=1e-3)
+    assert torch.equal(net(images), before)  # the weights are back

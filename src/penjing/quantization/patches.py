@@ -72,13 +72,22 @@ def _conv_rows(layer: nn.Conv1d | nn.Conv2d, x: Tensor, count: int) -> Tensor:
     images = min(len(x), -(-count // PATCHES_AN_IMAGE))
     found = []
     for image in range(images):
-        columns = F.unfold(x[image : image + 1], kernel, dilation, 0, stride)[0].T
+        columns = _columns(x[image : image + 1], kernel, dilation, stride)[0].T
         found.append(columns[_choice(len(columns), -(-count // images), x.device)])
     if sum(map(len, found)) < count:  # small maps: their few patches of more images
-        more = F.unfold(x[images:], kernel, dilation, 0, stride) if images < len(x) else None
+        more = _columns(x[images:], kernel, dilation, stride) if images < len(x) else None
         if more is not None:
             found.append(more.transpose(1, 2).flatten(0, 1)[: count - sum(map(len, found))])
     return torch.cat(found)
+
+
+def _columns(
+    x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]
+) -> Tensor:
+    """All patches ``[N, K, positions]``."""
+    if set(kernel) == {1}:  # nothing to copy
+        return x[:, :, :: stride[0], :: stride[1]].flatten(2)
+    return F.unfold(x, kernel, dilation, 0, stride)
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

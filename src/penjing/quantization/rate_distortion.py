@@ -74,6 +74,12 @@ def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> Grid
     return GridWeights(codes, step)
 
 
+def predicted(layer: Layer, known: Sensitivity, one: GridWeights) -> float:
+    """Divergence that putting ``layer`` on its grid should cause, by ``known``."""
+    mean = float((known.gain[:, None] * _conditional(known.moments)).mean())
+    return layer.weight.numel() * one.step**2 / 24 * mean
+
+
 def _whole(steps: Tensor) -> Tensor:
     return grids.to_codes(steps, BITS)
 

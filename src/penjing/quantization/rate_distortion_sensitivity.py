@@ -13,22 +13,26 @@ would else seem to be free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.layers import Layer, original
+from penjing.layers import Layer, original, set_original
+from penjing.progress import shown
 from penjing.quantization import patches
-from penjing.quantization.statistics import evaluating, hooked
+from penjing.quantization.statistics import channel_statistics, evaluating, hooked
 
 PATCHES = 64
 """Input patches an image that the moments are taken of, about."""
 NOISE = 0.3
 """Damping for each column a patch: what few samples say of many columns is mostly chance."""
 LEAST_DAMPING = 0.01
+MOST_REFINED = math.log(5)
+"""A measurement on few images is not believed beyond so much."""
 
 
 @dataclass
@@ -59,6 +63,57 @@ def sensitivities(
     }
 
 
+def refined(
+    model: nn.Module,
+    found: dict[str, Layer],
+    known: dict[str, Sensitivity],
+    rounded: dict[str, Tensor],
+    predicted: dict[str, float],
+    images: Tensor,
+    *,
+    classifies: bool,
+) -> dict[str, Sensitivity]:
+    """``known`` with gains that fit what rounding each layer alone does to the network's answers.
+
+    Second-order information of few images is too kind to layers with many columns and too harsh on
+    others, by factors; measuring costs one pass a layer.
+
+    Args:
+        rounded: each layer's weight as it will be, shaped like the weight.
+        predicted: each layer's divergence by ``known``.
+        images: float32 ``[N, C, H, W]``; best none of those that ``known`` is from.
+    """
+    means: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        means[name] = channel_statistics(layer, output)[0]
+
+    def correct(name: str, layer: Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        shift = means[name] - channel_statistics(layer, output)[0]
+        channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        return output + shift.reshape(-1, *[1] * (output.dim() - 1 - channels))
+
+    with hooked(found, keep), evaluating(model):
+        expected = model(images)
+    factors: dict[str, Tensor] = {}
+    for name in shown(known, "effect of each layer", len(known)):
+        layer = found[name]
+        former = original(layer).detach()
+        set_original(layer, "weight", rounded[name])
+        with hooked({name: layer}, correct), evaluating(model):
+            measured = _divergence(model(images), expected, classifies)
+        set_original(layer, "weight", former)
+        ratio = measured / max(predicted[name], torch.finfo(torch.float32).tiny)
+        factors[name] = ratio.clamp(1e-6, 1e6).log()
+    sizes = torch.tensor([found[name].weight.numel() for name in factors], dtype=torch.float32)
+    logs = torch.stack([factors[name].float().cpu() for name in factors])
+    logs = (logs - (logs * sizes).sum() / sizes.sum()).clamp(-MOST_REFINED, MOST_REFINED)
+    return {
+        name: replace(known[name], gain=known[name].gain * float(log.exp()))
+        for name, log in zip(factors, logs, strict=True)
+    }
+
+
 def _sensitivity(
     moments: Tensor, rows: int, energy: Tensor, bias_energy: float, layer: Layer
 ) -> Sensitivity:
@@ -84,7 +139,7 @@ def _moments(
         rows[name] = rows.get(name, 0) + seen.shape[1]
 
     with hooked(found, watch), evaluating(model):
-        for batch in batches:
+        for batch in shown(batches, "moments of the layers' inputs", len(batches)):
             model(batch.contiguous())
     return {name: total / rows[name] for name, total in sums.items()}, rows
 
@@ -101,7 +156,7 @@ def _energies(
     wanted = [*weights.values(), *biases.values()]
     images = [image for batch in batches for image in batch.split(1)]
     with evaluating(model), torch.enable_grad(), _differentiable(wanted):
-        for image in images:
+        for image in shown(images, "sensitivity of the layers", len(images)):
             loss = _surprise(model(image.contiguous()), generator, classifies)
             gradients = torch.autograd.grad(loss, wanted)
             for name, gradient in zip(weights, gradients, strict=False):
@@ -130,6 +185,14 @@ class _differentiable:  # noqa: N801
     def __exit__(self, *_: object) -> None:
         for tensor, former in zip(self.tensors, self.former, strict=True):
             tensor.requires_grad_(former)
+
+
+def _divergence(output: Tensor, expected: Tensor, classifies: bool) -> Tensor:
+    """Mean over the images, up to a constant factor."""
+    if not classifies:
+        return (output - expected).square().mean()
+    likely = expected.log_softmax(-1)
+    return (likely.exp() * (likely - output.log_softmax(-1))).sum(-1).mean()
 
 
 def _surprise(output: Tensor, generator: torch.Generator, classifies: bool) -> Tensor:

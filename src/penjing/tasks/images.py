@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Generator, Tensor
 
 from penjing.errors import PenjingError
+from penjing.progress import shown
 from penjing.tasks import augment
 from penjing.tasks.preprocessing import Preprocessing
 
@@ -131,7 +129,9 @@ class Images:
         parts = missing.split(64)
         with ThreadPoolExecutor(THREADS) as pool:
             decoded = pool.map(self._decode_many, parts)
-            for part, pixels in zip(parts, _progress(decoded, len(missing)), strict=True):
+            many = len(missing) >= LONG_DECODE
+            bar = shown(decoded, f"reading {len(missing)} images", len(parts), long=many)
+            for part, pixels in zip(parts, bar, strict=True):
                 self._pixels[part] = pixels
                 self._decoded[part] = True
 
@@ -152,15 +152,3 @@ class Images:
                     yield next_batch()
             while waiting:
                 yield next_batch()
-
-
-def _progress(decoded: Iterator[Tensor], images: int) -> Iterable[Tensor]:
-    console = Console(stderr=True)
-    return track(
-        decoded,
-        f"reading {images} images",
-        total=math.ceil(images / 64),
-        console=console,
-        transient=True,
-        disable=images < LONG_DECODE or not console.is_terminal,
-    )

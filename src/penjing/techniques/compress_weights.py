@@ -80,14 +80,16 @@ class CompressWeights(Technique):
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
         some = torch.cat(batches)[:CORRECTION_IMAGES]
         known = rate_distortion_sensitivity.sensitivities(
-            model, found, batches, classifies=task.custom_loss is None
+            model, found, batches[:-1] or batches, classifies=task.custom_loss is None
         )
         outputs = statistics.collect(model, found, [some], moments=False)
         search = _Search(model, task, known, outputs, some)
         self._distortion = search.distortion(self)
+        search.refine(self._distortion, batches[-1])
+        self._distortion = search.distortion(self)
         quantizers = _attach(model, search.chosen(self._distortion))
         self._quantizers = {found[name]: quantizer for name, quantizer in quantizers.items()}
-        self._bias_gains = {found[name]: one.bias_gain for name, one in known.items()}
+        self._bias_gains = {found[name]: one.bias_gain for name, one in search.known.items()}
         correct_outputs(model, self._quantizers, found, outputs, some)
 
     def bake(self, model: nn.Module) -> None:
@@ -124,6 +126,23 @@ class _Search:
 
     def chosen(self, distortion: float) -> dict[str, GridWeights]:
         return rate_distortion.choose(layers.compressible(self.model), self.known, distortion)
+
+    def refine(self, distortion: float, images: Tensor) -> None:
+        """Correct the sensitivities by measurements at ``distortion``."""
+        found = layers.compressible(self.model)
+        chosen = self.chosen(distortion)
+        self.known = rate_distortion_sensitivity.refined(
+            self.model,
+            found,
+            self.known,
+            {name: one.codes * one.step for name, one in chosen.items()},
+            {
+                name: rate_distortion.predicted(found[name], known, chosen[name])
+                for name, known in self.known.items()
+            },
+            images,
+            classifies=self.task.custom_loss is None,
+        )
 
     def distortion(self, aim: CompressWeights) -> float:
         if aim.distortion is not None:
