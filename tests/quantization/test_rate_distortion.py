@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def test_distortion_is_the_divergence_it_costs_a_weight(net, batches) -> None:
         chosen = rate_distortion.choose(found, known, 1e-5)[name]
         with torch.no_grad():
             expected = torch.cat([original(x) for x in batches])
-            found[name].weight.copy_(chosen.codes * chosen.step)
+            found[name].weight.copy_(chosen.weight)
             output = torch.cat([net(x) for x in batches])
             found[name].weight.copy_(weights[name])
         cost = divergence(output, expected)
@@ -86,10 +87,10 @@ def test_less_distortion_costs_more_bytes_and_less_divergence(net, batches) -> N
             for name in found:
                 found[name].weight.copy_(weights[name])
             chosen = rate_distortion.choose(found, known, distortion)
-            sizes.append(rate_distortion.coded_bytes(one.codes for one in chosen.values()))
+            sizes.append(rate_distortion.coded_bytes(chosen.values()))
             for name, one in chosen.items():
                 assert torch.equal(one.codes, one.codes.round())
-                found[name].weight.copy_(one.codes * one.step)
+                found[name].weight.copy_(one.weight)
             output = torch.cat([net(x) for x in batches])
             losses.append(divergence(output, expected))
     assert sizes == sorted(sizes, reverse=True)
@@ -104,7 +105,7 @@ def test_zeros_stay_and_layers_that_never_ran_are_fine(net, batches) -> None:
     del known["5"]
     chosen = rate_distortion.choose(found, known, 1e-5)
     assert (chosen["0"].codes[:, 1] == 0).all()
-    error = (chosen["5"].codes * chosen["5"].step - net[5].weight.detach()).abs().max()
+    error = (chosen["5"].weight - net[5].weight.detach()).abs().max()
     assert float(error) <= 0.51 * chosen["5"].step
 
 
@@ -148,11 +149,11 @@ def test_biases_keep_only_the_bits_that_matter() -> None:
 
 
 def test_training_starts_inside_the_cell_of_the_integer() -> None:
-    weight, codes = torch.tensor([0.0, 0.31, -2.0, 0.9]), torch.tensor([0.0, 1.0, 1.0, 3.0])
-    found = rate_distortion.start(weight, rate_distortion.GridWeights(codes, 0.3))
+    weight, codes = torch.tensor([[0.0, 0.31, -2.0, 0.9]]), torch.tensor([[0.0, 1.0, 1.0, 3.0]])
+    found = rate_distortion.start(weight, rate_distortion.GridWeights(codes, 0.3, 8))
     assert torch.equal((found / 0.3).round(), codes)
-    torch.testing.assert_close(found[1], weight[1])
-    torch.testing.assert_close(found[2], torch.tensor(0.3 * (1 - rate_distortion.INSIDE)))
+    torch.testing.assert_close(found[0, 1], weight[0, 1])
+    torch.testing.assert_close(found[0, 2], torch.tensor(0.3 * (1 - rate_distortion.INSIDE)))
 
 
 def test_measuring_mends_a_wrong_sensitivity(net, batches, monkeypatch) -> None:
@@ -161,7 +162,7 @@ def test_measuring_mends_a_wrong_sensitivity(net, batches, monkeypatch) -> None:
     found = compressible(net)
     known = sensitivities(net, found, batches, classifies=True)
     chosen = rate_distortion.choose(found, known, 1e-5)
-    rounded = {name: one.codes * one.step for name, one in chosen.items()}
+    rounded = {name: one.weight for name, one in chosen.items()}
     wrong = dict(known, **{"5": replace(known["5"], gain=known["5"].gain * 3)})
     images = torch.cat(batches)
     before, ratios = net(images), []
@@ -172,3 +173,19 @@ def test_measuring_mends_a_wrong_sensitivity(net, batches, monkeypatch) -> None:
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-3)
     assert ratios[0] != pytest.approx(float(known["5"].gain / known["0"].gain), rel=1e-3)
     assert torch.equal(net(images), before)  # the weights are back
+
+
+def test_layers_with_a_few_large_weights_get_integers_of_16_bits() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(1, 6, 3)
+    with torch.no_grad():
+        layer.weight[2] *= 200
+    known = Sensitivity(torch.eye(9)[None], torch.tensor([1.0]), 0.0)
+    fine = rate_distortion.choose({"a": layer}, {"a": known}, 1e-4)["a"]
+    coarse = rate_distortion.choose({"a": layer}, {"a": known}, 1.0)["a"]
+    assert (fine.bits, coarse.bits) == (16, 8)
+    assert fine.step == pytest.approx(math.sqrt(12 * 1e-4)) and fine.codes.abs().max() > 127
+    difference = (fine.weight - layer.weight.detach()).abs().max()
+    assert float(difference) <= fine.step / 2 * 1.001
+    data = np.int16(fine.codes).tobytes()
+    assert len(data) / 4 < rate_distortion.coded_bytes([fine]) < len(data) + 16

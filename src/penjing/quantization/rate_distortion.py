@@ -26,12 +26,10 @@ from penjing.layers import Layer
 from penjing.quantization import error_compensation, grids, patches
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
 
-BITS = 8
-"""Of the integers as the ONNX file stores them."""
-_WIDEST = 100
-"""Steps to the largest weight at most: compensation needs some room."""
-_INT8 = 3
-"""ONNX's number of the type."""
+_WIDEST = {8: 100, 16: 20_000}
+"""Steps to the largest weight at most, by the bits of the integers: compensation needs some room."""
+_TYPES = {8: (3, torch.int8), 16: (5, torch.int16)}
+"""ONNX's number of the type, and PyTorch's name."""
 INSIDE = 0.45
 """Where a weight starts in training: at most so many steps from its integer."""
 FINEST, FIRST, WIDEST = -40, -24, -8
@@ -43,10 +41,17 @@ HALVINGS = 9
 
 @dataclass(frozen=True)
 class GridWeights:
-    """A layer's weights as ``codes * step``; ``codes`` float, whole numbers, shaped like the weight."""
+    """A layer's weights as ``codes * step``; ``codes`` float, whole numbers, shaped like the weight,
+    signed integers of ``bits`` bits."""
 
     codes: Tensor
     step: float
+    bits: int
+
+    @property
+    def weight(self) -> Tensor:
+        """What the layer computes with."""
+        return self.codes * self.step
 
 
 def choose(
@@ -63,25 +68,26 @@ def choose(
 
 def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> GridWeights:
     weight = layer.weight.detach()
-    finest = max(float(weight.abs().max()) / _WIDEST, grids.SMALLEST_SCALE)
+    largest = float(weight.abs().max())
+    wanted = 0.0 if known is None else _step(known, distortion)
+    # Folded norms leave some small layers with weights a thousand steps long: 8 bits don't do there.
+    bits = 8 if known is None or largest <= _WIDEST[8] * wanted else 16
+    step = max(wanted, largest / _WIDEST[bits], grids.SMALLEST_SCALE)
     if known is None:
-        return GridWeights((weight / finest).round(), finest)
+        return GridWeights((weight / step).round(), step, bits)
     matrix = patches.matrix(layer, weight)
-    step = max(_step(known, distortion), finest)
     scale = weight.new_full(matrix.shape[:2], step)
-    found = error_compensation.compensated(matrix, known.moments, scale, _whole)
+    found = error_compensation.compensated(
+        matrix, known.moments, scale, lambda steps: grids.to_codes(steps, bits)
+    )
     codes = (patches.from_matrix(layer, found, weight.shape) / step).round()
-    return GridWeights(codes, step)
+    return GridWeights(codes, step, bits)
 
 
 def predicted(layer: Layer, known: Sensitivity, one: GridWeights) -> float:
     """Divergence that putting ``layer`` on its grid should cause, by ``known``."""
     mean = float((known.gain[:, None] * _conditional(known.moments)).mean())
     return layer.weight.numel() * one.step**2 / 24 * mean
-
-
-def _whole(steps: Tensor) -> Tensor:
-    return grids.to_codes(steps, BITS)
 
 
 def _step(known: Sensitivity, distortion: float) -> float:
@@ -106,13 +112,14 @@ def start(weight: Tensor, one: GridWeights) -> Tensor:
     return torch.where(weight == 0, 0.0, inside * one.step)
 
 
-def coded_bytes(codes: Iterable[Tensor]) -> int:
+def coded_bytes(chosen: Iterable[GridWeights]) -> int:
     """Bytes that the container's adaptive coder spends on whole tensors of integers."""
     memory: dict[tuple[str, bool], np.ndarray] = {}
     total = 0
-    for integers in codes:
-        data = integers.to("cpu", torch.int8).numpy().tobytes()
-        content = Content(element_type(_INT8), tuple(integers.shape), len(data))
+    for one in chosen:
+        number, kind = _TYPES[one.bits]
+        data = one.codes.to("cpu", kind).numpy().tobytes()
+        content = Content(element_type(number), tuple(one.codes.shape), len(data))
         total += len(streams.encode(data, content, "arithmetic", memory))
     return total
 

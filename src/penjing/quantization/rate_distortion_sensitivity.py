@@ -31,6 +31,8 @@ PATCHES = 64
 NOISE = 0.3
 """Damping for each column a patch: what few samples say of many columns is mostly chance."""
 LEAST_DAMPING = 0.01
+DEAD = 1e-6
+"""Of the mean of all groups: less than this counts as so much."""
 MOST_REFINED = math.log(5)
 """A measurement on few images is not believed beyond so much."""
 
@@ -55,12 +57,21 @@ def sensitivities(
 
     ``classifies``: the output is logits; else every output counts alike.
     """
-    moments, rows = _moments(model, found, batches)
-    energy, bias_energy = _energies(model, {n: found[n] for n in moments}, batches, classifies)
-    return {
-        name: _sensitivity(moments[name], rows[name], energy[name], bias_energy[name], found[name])
-        for name in moments
-    }
+    wide = {name: layer for name, layer in found.items() if _outputs(layer) > 1}
+    moments, rows = _moments(model, wide, batches)
+    seen = _gradients(model, found, batches, classifies)
+    known = {}
+    for name, one in seen.items():
+        if name in wide:
+            level = _level(moments[name])[:, 0]
+            outputs, columns = _outputs(wide[name]), moments[name].shape[-1]
+            gain = one.energy / (outputs * columns * level)
+            damped = _damped(moments[name], NOISE * columns / rows[name])
+        else:
+            gain = torch.ones_like(one.energy[:, 0, 0])
+            damped = _damped(one.energy, NOISE * one.energy.shape[-1] / sum(map(len, batches)))
+        known[name] = Sensitivity(damped, gain, one.bias_energy / len(found[name].weight))
+    return known
 
 
 def refined(
@@ -93,6 +104,8 @@ def refined(
         channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
         return output + shift.reshape(-1, *[1] * (output.dim() - 1 - channels))
 
+    if images.dim() == 4:  # what CPUs convolve fastest
+        images = images.contiguous(memory_format=torch.channels_last)
     with hooked(found, keep), evaluating(model):
         expected = model(images)
     factors: dict[str, Tensor] = {}
@@ -114,17 +127,17 @@ def refined(
     }
 
 
-def _sensitivity(
-    moments: Tensor, rows: int, energy: Tensor, bias_energy: float, layer: Layer
-) -> Sensitivity:
-    outputs = patches.matrix(layer, layer.weight).shape[1]
-    columns = moments.shape[-1]
+def _damped(moments: Tensor, damping: float) -> Tensor:
     diagonal = moments.diagonal(dim1=1, dim2=2)
-    level = diagonal.mean(1, keepdim=True).clamp_min(torch.finfo(moments.dtype).tiny)
-    damping = max(NOISE * columns / rows, LEAST_DAMPING)
-    damped = moments + torch.diag_embed((damping * level).expand_as(diagonal))
-    gain = energy / (outputs * columns * level[:, 0])
-    return Sensitivity(damped, gain, bias_energy / len(layer.weight))
+    added = max(damping, LEAST_DAMPING) * _level(moments)
+    return moments + torch.diag_embed(added.expand_as(diagonal))
+
+
+def _level(moments: Tensor) -> Tensor:
+    """Mean of each group's diagonal ``[G, 1]``; a group whose input is always zero must stay
+    invertible."""
+    level = moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    return level.clamp_min(max(float(level.mean()) * DEAD, torch.finfo(moments.dtype).tiny))
 
 
 def _moments(
@@ -144,31 +157,48 @@ def _moments(
     return {name: total / rows[name] for name, total in sums.items()}, rows
 
 
-def _energies(
+@dataclass
+class _Gradients:
+    """Means over the images: the sum of a group's squared gradients ``[G]``, or where a group has one
+    output only, as in a depthwise convolution, their outer products ``[G, K, K]``, and the sum of
+    the bias's squared ones."""
+
+    energy: Tensor
+    bias_energy: float = 0.0
+
+
+def _gradients(
     model: nn.Module, found: dict[str, Layer], batches: Sequence[Tensor], classifies: bool
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Mean over the images of each group's squared gradient, and of the bias's."""
+) -> dict[str, _Gradients]:
+    """Of those layers that run."""
     generator = torch.Generator(batches[0].device).manual_seed(0)
     weights = {name: original(layer) for name, layer in found.items()}
-    energy = {n: found[n].weight.new_zeros(_groups(found[n])) for n in found}
-    bias_energy = dict.fromkeys(found, 0.0)
     biases = {name: layer.bias for name, layer in found.items() if layer.bias is not None}
     wanted = [*weights.values(), *biases.values()]
     images = [image for batch in batches for image in batch.split(1)]
+    seen: dict[str, _Gradients] = {}
     with evaluating(model), torch.enable_grad(), _differentiable(wanted):
         for image in shown(images, "sensitivity of the layers", len(images)):
             loss = _surprise(model(image.contiguous()), generator, classifies)
-            gradients = torch.autograd.grad(loss, wanted)
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             for name, gradient in zip(weights, gradients, strict=False):
-                squared = patches.matrix(found[name], gradient).square().sum((1, 2))
-                energy[name] += squared / len(images)
+                if gradient is not None:
+                    energy = _energy(found[name], gradient) / len(images)
+                    seen.setdefault(name, _Gradients(torch.zeros_like(energy))).energy += energy
             for name, gradient in zip(biases, gradients[len(weights) :], strict=True):
-                bias_energy[name] += float(gradient.square().sum()) / len(images)
-    return energy, bias_energy
+                if gradient is not None:
+                    seen[name].bias_energy += float(gradient.square().sum()) / len(images)
+    return seen
 
 
-def _groups(layer: Layer) -> int:
-    return len(patches.matrix(layer, layer.weight))
+def _energy(layer: Layer, gradient: Tensor) -> Tensor:
+    rows = patches.matrix(layer, gradient)
+    return rows.transpose(1, 2) @ rows if _outputs(layer) == 1 else rows.square().sum((1, 2))
+
+
+def _outputs(layer: Layer) -> int:
+    """Of one group."""
+    return patches.matrix(layer, layer.weight).shape[1]
 
 
 class _differentiable:  # noqa: N801

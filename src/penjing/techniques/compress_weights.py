@@ -135,7 +135,7 @@ class _Search:
             self.model,
             found,
             self.known,
-            {name: one.codes * one.step for name, one in chosen.items()},
+            {name: one.weight for name, one in chosen.items()},
             {
                 name: rate_distortion.predicted(found[name], known, chosen[name])
                 for name, known in self.known.items()
@@ -175,7 +175,7 @@ class _Search:
         return distortion
 
     def _coded(self, distortion: float) -> int:
-        return rate_distortion.coded_bytes(one.codes for one in self.chosen(distortion).values())
+        return rate_distortion.coded_bytes(self.chosen(distortion).values())
 
     def _file(self, distortion: float) -> int:
         with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +200,7 @@ def _attach(model: nn.Module, chosen: dict[str, GridWeights]) -> dict[str, Weigh
     for name, layer in layers.compressible(model).items():
         one = chosen[name]
         former = rate_distortion.start(layer.weight.detach(), one)
-        quantizer = WeightQuantizer(former.new_tensor([one.step]), rate_distortion.BITS)
+        quantizer = WeightQuantizer(former.new_tensor([one.step]), one.bits)
         parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
         layers.set_original(layer, "weight", former)
         quantizers[name] = quantizer
