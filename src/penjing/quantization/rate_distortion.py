@@ -16,11 +16,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from penjing.container import streams
+from penjing.container.arithmetic import Memory
 from penjing.container.planes import Content, element_type
 from penjing.layers import Layer
 from penjing.quantization import error_compensation, grids, patches
@@ -114,13 +114,13 @@ def start(weight: Tensor, one: GridWeights) -> Tensor:
 
 def coded_bytes(chosen: Iterable[GridWeights]) -> int:
     """Bytes that the container's adaptive coder spends on whole tensors of integers."""
-    memory: dict[tuple[str, bool], np.ndarray] = {}
+    memory: Memory = {}
     total = 0
     for one in chosen:
         number, kind = _TYPES[one.bits]
         data = one.codes.to("cpu", kind).numpy().tobytes()
         content = Content(element_type(number), tuple(one.codes.shape), len(data))
-        total += len(streams.encode(data, content, "arithmetic", memory))
+        total += len(streams.encode(data, content, "arithmetic", memory, seed=0))
     return total
 
 
