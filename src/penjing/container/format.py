@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ LARGEST = 2**31 - 1
 SMALL = 1024
 """Tensors with fewer bytes share a stream with the others of their type."""
 
-_WHOLE, _PARTS = 0, 1
+_WHOLE, _PARTS, _PHRASES = 0, 1, 2
 _DIGEST = 16
 
 
@@ -65,7 +66,7 @@ class Container:
 
 
 def encode(data: bytes, coder: Coder) -> bytes:
-    """The container of the ONNX file ``data``, in the smaller of its two layouts.
+    """The container of the ONNX file ``data``, in the smallest of its layouts.
 
     Raises:
         DamageError: ``data`` is no ONNX file, keeps weights elsewhere, or is larger than 2 GiB.
@@ -76,15 +77,19 @@ def encode(data: bytes, coder: Coder) -> bytes:
     with ThreadPoolExecutor(1) as beside:
         whole = beside.submit(streams.compress_lzma, data)
         parts = _encode_parts(data, spans, coder)
-        body = min(bytes([_PARTS]) + parts, bytes([_WHOLE]) + whole.result(), key=len)
+        body = min(parts, bytes([_WHOLE]) + whole.result(), key=len)
     return MAGIC + bytes([VERSION]) + number(len(data)) + _digest(data) + body
 
 
 def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     skeleton = wire.cut(data, spans)
-    coded = streams.compress_skeleton(skeleton)
+    options = {
+        _PARTS: streams.compress_skeleton(skeleton),
+        _PHRASES: streams.compress_phrases(skeleton),
+    }
+    layout, coded = min(options.items(), key=lambda option: len(option[1]))
     memory: Memory = {}
-    out = [number(len(skeleton)), number(len(coded)), coded]
+    out = [bytes([layout]), number(len(skeleton)), number(len(coded)), coded]
     for members in _groups(spans):
         joined = b"".join(data[span.start : span.start + span.size] for span in members)
         out.append(streams.encode(joined, _content(members), coder, memory))
@@ -109,10 +114,16 @@ def decode(data: bytes) -> Container:
         raise DamageError(f"it declares {size} bytes, more than the {LARGEST} of an ONNX file")
     container = Container(size, reader.take(_DIGEST))
     layout = reader.take(1)[0]
-    if layout not in (_WHOLE, _PARTS):
+    if layout == _WHOLE:
+        _read_whole(reader, container)
+    elif layout in _SKELETONS:
+        _read_parts(reader, container, _SKELETONS[layout])
+    else:
         raise DamageError(f"it has the unknown layout {layout}")
-    (_read_parts if layout == _PARTS else _read_whole)(reader, container)
     return container
+
+
+_SKELETONS = {_PARTS: streams.decompress_lzma, _PHRASES: streams.decompress_phrases}
 
 
 def _read_whole(reader: Reader, container: Container) -> None:
@@ -120,11 +131,13 @@ def _read_whole(reader: Reader, container: Container) -> None:
     container.skeleton = streams.decompress_lzma(reader.take(reader.left), container.size)
 
 
-def _read_parts(reader: Reader, container: Container) -> None:
+def _read_parts(
+    reader: Reader, container: Container, decompress: Callable[[bytes, int], bytes]
+) -> None:
     size, container.coded_skeleton = reader.number(), reader.number()
     if size > container.size:
         raise DamageError("its graph is declared larger than the whole model")
-    container.skeleton = streams.decompress_lzma(reader.take(container.coded_skeleton), size)
+    container.skeleton = decompress(reader.take(container.coded_skeleton), size)
     container.spans = wire.find_cut(container.skeleton, container.size)
     memory: Memory = {}
     for members in _groups(container.spans):

@@ -110,6 +110,8 @@ class View:
     name: str
     split: Callable[[np.ndarray, Content], list[Plane] | None]
     join: Callable[[Content, Read], np.ndarray]
+    coder: str | None = None
+    """The only entropy coder that it is tried with; None for any."""
 
 
 def _flat(number: int) -> Shape:
@@ -139,22 +141,29 @@ def _join_raw(content: Content, read: Read) -> np.ndarray:
 
 
 def _split_integers(raw: np.ndarray, content: Content) -> list[Plane] | None:
-    bits = content.type.bits
-    if bits > 8:
+    if content.type.bits > 8:
         return None
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    symbols = ((raw[:, None] >> shifts) & (2**bits - 1)).astype(np.uint8).ravel()
-    symbols ^= _sign(content)
+    symbols = _to_symbols(raw, content)
     shape = content.shape(len(symbols))
     return [Plane(symbols, shape, "integers", _integer_centre(symbols, content))]
 
 
 def _join_integers(content: Content, read: Read) -> np.ndarray:
+    number = content.size * (8 // content.type.bits)
+    return _from_symbols(read(content.shape(number), "integers"), content)
+
+
+def _to_symbols(raw: np.ndarray, content: Content) -> np.ndarray:
     bits = content.type.bits
-    number = content.size * (8 // bits)
-    symbols = read(content.shape(number), "integers") ^ _sign(content)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(symbols.reshape(-1, len(shifts)) << shifts, axis=1).astype(np.uint8)
+    symbols = ((raw[:, None] >> shifts) & (2**bits - 1)).astype(np.uint8).ravel()
+    return symbols ^ _sign(content)
+
+
+def _from_symbols(symbols: np.ndarray, content: Content) -> np.ndarray:
+    shifts = np.arange(0, 8, content.type.bits, dtype=np.uint8)
+    parts = (symbols ^ _sign(content)).reshape(-1, len(shifts)) << shifts
+    return np.bitwise_or.reduce(parts, axis=1).astype(np.uint8)
 
 
 def _sign(content: Content) -> np.uint8:
@@ -282,11 +291,84 @@ def _join_sparse(content: Content, read: Read) -> np.ndarray:
     return words.view(np.uint8)
 
 
+# Integers of which most are zero, as Deep Compression stores them (Han et al. 2016, figure 2): each
+# other one with the distance from the one before it. Where that is more than five bits can say, or
+# a byte in layers that are sparser still, a zero is stored as a filler.
+
+_FARTHEST, _FARTHEST_IN_SPARSER = 32, 254
+
+
+def _split_relative(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    if content.type.bits > 8 or not len(raw):
+        return None
+    symbols = _to_symbols(raw, content)
+    centre = _integer_centre(symbols, content)
+    at = np.flatnonzero(symbols != centre)
+    if not 0 < len(at) < len(symbols) // 2:
+        return None
+    distances = np.diff(at, prepend=0)
+    farthest = _FARTHEST if 2 * distances.mean() <= _FARTHEST else _FARTHEST_IN_SPARSER
+    fillers = np.maximum(distances - 1, 0) // farthest
+    ends = np.cumsum(fillers + 1) - 1
+    gaps = np.full(int(ends[-1]) + 1, farthest, np.uint8)
+    values = np.full(len(gaps), centre, np.uint8)
+    gaps[ends], values[ends] = distances - farthest * fillers, symbols[at]
+    head = np.frombuffer(bytes([centre]) + len(gaps).to_bytes(4, "little"), np.uint8)
+    shape = _flat(len(gaps))
+    stored = Plane(gaps, shape, "gaps", _mode(gaps)), Plane(values, shape, "nonzero", centre)
+    return [_whole(head), *stored]
+
+
+def _join_relative(content: Content, read: Read) -> np.ndarray:
+    if content.type.bits > 8:
+        raise DamageError("a tensor is coded as another element type than its own")
+    head = read(_flat(5), WHOLE).tobytes()
+    number, stored = content.size * (8 // content.type.bits), int.from_bytes(head[1:], "little")
+    if stored > number:
+        raise DamageError("more integers are stored than a tensor has")
+    at = np.cumsum(read(_flat(stored), "gaps"), dtype=np.int64)
+    values = read(_flat(stored), "nonzero")
+    if stored and (int(at[-1]) >= number or (np.diff(at) < 1).any()):
+        raise DamageError("a stored integer lies outside its tensor")
+    symbols = np.full(number, head[0], np.uint8)
+    symbols[at] = values
+    return _from_symbols(symbols, content)
+
+
+# The same in two planes for a coder that knows rows and columns: where they are, and which.
+
+
+def _split_masked(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    if content.type.bits > 8 or not len(raw):
+        return None
+    symbols = _to_symbols(raw, content)
+    centre = _integer_centre(symbols, content)
+    there = (symbols != centre).astype(np.uint8)
+    if not 0 < np.count_nonzero(there) < len(symbols) // 2:
+        return None
+    others = symbols[there > 0]
+    mask = Plane(there, content.shape(len(symbols)), "mask", 0)
+    head = np.array([centre], np.uint8)
+    return [_whole(head), mask, Plane(others, _flat(len(others)), "nonzero", centre)]
+
+
+def _join_masked(content: Content, read: Read) -> np.ndarray:
+    if content.type.bits > 8:
+        raise DamageError("a tensor is coded as another element type than its own")
+    number = content.size * (8 // content.type.bits)
+    symbols = np.repeat(read(_flat(1), WHOLE), number)
+    there = read(content.shape(number), "mask") > 0
+    symbols[there] = read(_flat(int(there.sum())), "nonzero")
+    return _from_symbols(symbols, content)
+
+
 VIEWS = (
     View("raw", _split_raw, _join_raw),
     View("integers", _split_integers, _join_integers),
     View("bytes", _split_bytes, _join_bytes),
     View("codebook", _split_codebook, _join_codebook),
     View("sparse", _split_sparse, _join_sparse),
+    View("relative", _split_relative, _join_relative),
+    View("masked", _split_masked, _join_masked, coder="arithmetic"),
 )
 """In the order of their numbers in the file."""
