@@ -23,7 +23,7 @@ from onnx_files import chain, graph
 
 from penjing.container import format, inspect, read_tensor, unpack, wire
 from penjing.container.damage import DamageError
-from penjing.container.streams import Reader, compress_skeleton, number
+from penjing.container.streams import Reader, compress_phrases, compress_skeleton, number
 from penjing.errors import PenjingError
 
 MOST = 1 << 16
@@ -66,6 +66,8 @@ def seeds() -> list[Seed]:
     nibbles.raw_data = rng.binomial(255, 0.5, 100).astype(np.uint8).tobytes()
     inner = helper.make_graph([], "g", [], [], [numpy_helper.from_array(conv, "deep")])
     branch = helper.make_node("If", ["x"], ["z"], then_branch=inner)
+    rare = np.where(rng.random((60, 40)) < 0.02, rng.integers(-9, 9, (60, 40)), 0).astype(np.int8)
+    wide = np.where(rng.random((60, 40)) < 0.1, rng.integers(-99, 99, (60, 40)), 0).astype(np.int8)
     few = [np.arange(5, dtype=np.int64), np.ones(3, bool), np.float64(2.5), np.zeros((0, 2))]
     files = [
         (chain(conv), "arithmetic"),
@@ -73,6 +75,8 @@ def seeds() -> list[Seed]:
         (chain(smooth), "arithmetic"),
         (chain(pruned.astype(np.float32)), "arithmetic"),
         (chain(shared.astype(np.float16)), "arithmetic"),
+        (chain(wide), "arithmetic"),
+        (chain(rare), "huffman"),
         (chain(conv), "huffman"),
         (chain(conv, conv[::-1], *map(np.asarray, few)), "huffman"),
         (chain(pruned.astype(np.float32), shared.astype(np.float32)), "huffman"),
@@ -85,7 +89,7 @@ def seeds() -> list[Seed]:
     ]
     encoded = [_in_parts(file, coder) for file, coder in files]
     encoded.append(format.encode(chain(conv, conv), "huffman"))  # the smaller is one block
-    old = [sealed(data[:4] + b"\x01" + data[5:]) for data in encoded[:1] + encoded[5:8]]
+    old = [sealed(data[:4] + b"\x01" + data[5:]) for data in encoded[:1] + encoded[5:10]]
     return [_seed(data) for data in encoded + old]
 
 
@@ -211,9 +215,10 @@ def _with_graph(seed: Seed, a: int, b: int, c: int) -> bytes:
     graph = bytearray(seed.skeleton)
     BYTES[tuple(BYTES)[c % len(BYTES)]](graph, a, b, c // 7)
     size = len(seed.model) + (len(graph) - len(seed.skeleton)) * (c % 2)
-    coded = compress_skeleton(bytes(graph))
+    layout, compress = ((b"\x01", compress_skeleton), (b"\x02", compress_phrases))[c // 2 % 2]
+    coded = compress(bytes(graph))
     head = seed.data[:5] + number(max(0, size)) + hashlib.sha256(seed.model).digest()[:16]
-    return head + b"\x01" + number(len(graph)) + number(len(coded)) + coded + seed.streams
+    return head + layout + number(len(graph)) + number(len(coded)) + coded + seed.streams
 
 
 # What must hold.

@@ -55,7 +55,7 @@ def test_seeds_are_valid_and_of_every_kind(known, tmp_path):
         for seed in known:
             format.decode(seed.data)
     smooth = {arithmetic.is_smooth(call.args[0]) for call in spied.call_args_list}
-    assert views == {"raw", "integers", "bytes", "codebook", "sparse"}
+    assert views == {view.name for view in VIEWS}
     assert coders == {"stored", "constant", "lzma", "huffman", "arithmetic"}
     assert smooth == {False, True}
     assert {seed.data[4] for seed in known} == {1, 2}

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_files import chain, graph, quantized
 
-from penjing.container import format, inspect, pack, unpack
+from penjing.container import format, inspect, pack, streams, unpack, wire
 from penjing.container.damage import DamageError
+from penjing.container.phrases import PHRASES
 from penjing.errors import PenjingError
 
 CODERS = ("arithmetic", "huffman")
@@ -100,6 +101,23 @@ def test_weights_come_back(dtype, shape, sparsity, scale, coder, seed):
     round_trip(chain(array.astype(dtype)), coder)
 
 
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("kind", ["INT4", "UINT8", "INT2"])
+def test_sparse_integers_cost_near_their_entropy(kind, coder):
+    """2 % ones and minus ones of places that are all alike: Shannon's bound, and a little more."""
+    rng = np.random.default_rng(0)
+    values = rng.choice([-1, 0, 1], (200, 400), p=[0.01, 0.98, 0.01])
+    tensor = TensorProto(name="w", data_type=getattr(TensorProto, kind), dims=[200, 400])
+    bits = {"INT4": 4, "UINT8": 8, "INT2": 2}[kind]
+    symbols = (values + (7 if kind[0] == "U" else 0)).astype(np.int64) & (2**bits - 1)
+    parts = symbols.reshape(-1, 8 // bits) << np.arange(0, 8, bits)
+    tensor.raw_data = np.bitwise_or.reduce(parts, axis=1).astype(np.uint8).tobytes()
+    container = round_trip(graph([tensor]), coder)
+    entropy = -(0.98 * np.log2(0.98) + 0.02 * np.log2(0.01)) * values.size / 8
+    limit = 1.06 if coder == "arithmetic" else 1.15
+    assert container.streams[0].coded_bytes < limit * entropy + 60
+
+
 @pytest.mark.parametrize("kind", ["INT4", "UINT4", "INT2", "UINT2", "FLOAT8E4M3FN", "BFLOAT16"])
 @pytest.mark.parametrize("count", [1, 7, 2000, 4001])
 def test_packed_types_come_back(kind, count):
@@ -147,6 +165,21 @@ def test_inspect_accounts_for_every_byte(tmp_path):
     coded = sum(tensor.coded_bytes for tensor in contents.tensors)
     assert 0 < contents.total_bytes - contents.skeleton_bytes - coded <= 32
     assert json.loads(json.dumps(contents.to_dict()))["tensors"][0]["name"] == "layer0.weight"
+
+
+def test_the_graph_of_a_small_net_takes_few_bytes(tmp_path):
+    """By the phrases that all such graphs have in common, which are part of the format."""
+    assert zlib.crc32(PHRASES) == 3384967348
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[5, 5]),
+        helper.make_node("MaxPool", ["a"], ["y0"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 1, 5, 5)), "w")
+    file = graph([weights], nodes)
+    skeleton = wire.cut(file, wire.find(file))
+    packed_size(file, tmp_path)
+    assert format.encode(file, "arithmetic")[4 + 1 + 2 + 16] == 2
+    assert len(streams.compress_phrases(skeleton)) < 0.8 * len(streams.compress_skeleton(skeleton))
 
 
 def test_inspect_of_one_block(tmp_path):
@@ -205,7 +238,7 @@ def test_damage_is_one_clear_error(coder, tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([b"\x00", b"\x01"]))
+@given(st.binary(max_size=200), st.sampled_from([b"\x00", b"\x01", b"\x02"]))
 def test_hostile_bodies_are_refused(body, layout):
     # A valid head that declares 5000 bytes, then anything: no outer check comes before the parsing.
     data = format.MAGIC + b"\x01" + b"\x88\x27" + bytes(16) + layout + body

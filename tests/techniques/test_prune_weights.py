@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from penjing import recipe
+from penjing.errors import PenjingError
 from penjing.layers import compressible
 from penjing.tasks import from_arrays
 from penjing.techniques.prune_weights import PruneWeights, lamp, prune_weights
@@ -128,3 +130,37 @@ def test_one_goal():
     for wrong in ({}, {"sparsity": 0.5, "pattern": "2:4"}, {"pattern": "4:2"}):
         with pytest.raises(ValueError):
             PruneWeights(**wrong)
+
+
+def test_a_share_for_each_layer(task):
+    model = net()
+    small = prune_weights(model, task, sparsity={"0": 0.25, "[24]": 0.5, "*": 0.9})
+    assert zeros(small) == {"0": 0.25, "2": 0.5, "4": 0.5}
+    for name, layer in compressible(small).items():
+        before = model.get_submodule(name).weight.detach()
+        kept = layer.weight != 0
+        assert before[~kept].abs().max() <= before[kept].abs().min()
+
+
+def test_layers_without_a_share_stay_dense(task):
+    small = prune_weights(net(), task, sparsity={"2": 0.75})
+    assert zeros(small) == {"0": 0.0, "2": 0.75, "4": 0.0}
+    assert small[2].sparse and not hasattr(small[0], "sparse")
+
+
+def test_shares_by_layer_follow_the_schedule(task):
+    model = net()
+    technique = PruneWeights(sparsity={"2": 0.8, "4": 0.5})
+    technique.attach(model, task)
+    technique.step(model, 0.14)  # a fifth of the ramp: 1 - 0.8 ** 3
+    found = zeros(model)
+    assert found["2"] == pytest.approx(0.8 * 0.488, abs=1e-3)
+    assert found["4"] == pytest.approx(0.5 * 0.488, abs=1e-3)
+    assert recipe.parse({"stages": [{"techniques": [technique]}]}).to_dict()["stages"] == [
+        {"techniques": [{"prune_weights": {"sparsity": {"2": 0.8, "4": 0.5}}}]}
+    ]
+
+
+def test_a_share_for_no_layer_is_told(task):
+    with pytest.raises(PenjingError, match=r"'conv1', which no layer is called.* 0, 2, 4\."):
+        prune_weights(net(), task, sparsity={"conv1": 0.5})

@@ -23,7 +23,7 @@ LARGEST = 2**31 - 1
 SMALL = 1024
 """Tensors with fewer bytes share a stream with the others of their type."""
 
-_WHOLE, _PARTS = 0, 1
+_WHOLE, _PARTS, _PHRASES = 0, 1, 2
 _DIGEST = 16
 
 
@@ -74,7 +74,7 @@ class Container:
 
 
 def encode(data: bytes, coder: Coder) -> bytes:
-    """The container of the ONNX file ``data``, in the smaller of its two layouts.
+    """The container of the ONNX file ``data``, in the smallest of its layouts.
 
     Raises:
         DamageError: ``data`` is no ONNX file, keeps weights elsewhere, or is larger than 2 GiB.
@@ -85,16 +85,18 @@ def encode(data: bytes, coder: Coder) -> bytes:
     with ThreadPoolExecutor(1) as beside:
         whole = beside.submit(streams.compress_lzma, data)
         parts = _encode_parts(data, spans, coder)
-        body = min(bytes([_PARTS]) + parts, bytes([_WHOLE]) + whole.result(), key=len)
+        body = min(parts, bytes([_WHOLE]) + whole.result(), key=len)
     return MAGIC + bytes([VERSION]) + number(len(data)) + _digest(data) + body
 
 
 def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     skeleton = wire.cut(data, spans)
-    coded = streams.compress_skeleton(skeleton)
+    layout, coded = _PARTS, streams.compress_skeleton(skeleton)
+    if len(phrases := streams.compress_phrases(skeleton)) < len(coded):
+        layout, coded = _PHRASES, phrases
     memory: Memory = {}
     seed = zlib.crc32(skeleton)
-    out = [number(len(skeleton)), number(len(coded)), coded]
+    out = [bytes([layout]), number(len(skeleton)), number(len(coded)), coded]
     for members in _groups(spans):
         joined = b"".join(data[span.start : span.start + span.size] for span in members)
         out.append(streams.encode(joined, _content(members), coder, memory, seed))
@@ -156,13 +158,13 @@ def _open(data: bytes, most: int) -> tuple[Container, list[Coded]]:
     reader = Reader(data)
     container = _read_head(reader, most)
     layout = reader.take(1)[0]
-    if layout not in (_WHOLE, _PARTS):
-        raise DamageError(f"it has the unknown layout {layout}")
     if layout == _WHOLE:
         container.coded_skeleton = reader.left
         container.skeleton = streams.decompress_lzma(reader.view(reader.left), container.size)
         return container, []
-    _read_skeleton(reader, container)
+    if layout not in _SKELETONS:
+        raise DamageError(f"it has the unknown layout {layout}")
+    _read_skeleton(reader, container, _SKELETONS[layout])
     coded = [streams.scan(reader, _content(members)) for members in _groups(container.spans)]
     if reader.left:
         raise DamageError(f"{reader.left} bytes follow its end")
@@ -183,11 +185,16 @@ def _read_head(reader: Reader, most: int) -> Container:
     return Container(version, size, reader.take(_DIGEST))
 
 
-def _read_skeleton(reader: Reader, container: Container) -> None:
+_SKELETONS = {_PARTS: streams.decompress_lzma, _PHRASES: streams.decompress_phrases}
+
+
+def _read_skeleton(
+    reader: Reader, container: Container, decompress: Callable[[memoryview, int], bytes]
+) -> None:
     size, container.coded_skeleton = reader.number(), reader.number()
     if size > container.size:
         raise DamageError("its graph is declared larger than the whole model")
-    container.skeleton = streams.decompress_lzma(reader.view(container.coded_skeleton), size)
+    container.skeleton = decompress(reader.view(container.coded_skeleton), size)
     container.spans = wire.find_cut(container.skeleton, container.size)
 
 

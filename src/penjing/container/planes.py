@@ -111,6 +111,8 @@ class View:
     kinds: Callable[[Content], list[str]]
     split: Callable[[np.ndarray, Content], list[Plane] | None]
     join: Callable[[Content, Read], np.ndarray]
+    coder: str | None = None
+    """The only entropy coder that it is tried with; None for any."""
 
 
 def _flat(number: int) -> Shape:
@@ -148,24 +150,35 @@ def _kinds_of_integers(content: Content) -> list[str]:
 
 
 def _split_integers(raw: np.ndarray, content: Content) -> list[Plane] | None:
-    bits = content.type.bits
-    if bits > 8:
+    if content.type.bits > 8:
         return None
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    symbols = ((raw[:, None] >> shifts) & (2**bits - 1)).astype(np.uint8).ravel()
-    symbols ^= _sign(content)
+    symbols = _to_symbols(raw, content)
     shape = content.shape(len(symbols))
     return [Plane(symbols, shape, _integer_centre(symbols, content))]
 
 
 def _join_integers(content: Content, read: Read) -> np.ndarray:
-    bits = content.type.bits
-    if bits > 8:
+    number = _count(content)
+    return _from_symbols(read(content.shape(number)), content)
+
+
+def _count(content: Content) -> int:
+    if content.type.bits > 8:
         raise _wrong_type()
-    number = content.size * (8 // bits)
-    symbols = read(content.shape(number)) ^ _sign(content)
+    return content.size * (8 // content.type.bits)
+
+
+def _to_symbols(raw: np.ndarray, content: Content) -> np.ndarray:
+    bits = content.type.bits
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(symbols.reshape(-1, len(shifts)) << shifts, axis=1).astype(np.uint8)
+    symbols = ((raw[:, None] >> shifts) & (2**bits - 1)).astype(np.uint8).ravel()
+    return symbols ^ _sign(content)
+
+
+def _from_symbols(symbols: np.ndarray, content: Content) -> np.ndarray:
+    shifts = np.arange(0, 8, content.type.bits, dtype=np.uint8)
+    parts = (symbols ^ _sign(content)).reshape(-1, len(shifts)) << shifts
+    return np.bitwise_or.reduce(parts, axis=1).astype(np.uint8)
 
 
 def _sign(content: Content) -> np.uint8:
@@ -302,11 +315,93 @@ def _join_sparse(content: Content, read: Read) -> np.ndarray:
     return words.view(np.uint8)
 
 
+# Integers of which most are zero, as Deep Compression stores them (Han et al. 2016, figure 2): each
+# other one with the distance from the one before it. Where that is more than five bits can say, or
+# a byte in layers that are sparser still, a zero is stored as a filler.
+
+_FARTHEST, _FARTHEST_IN_SPARSER = 32, 254
+
+
+def _kinds_of_relative(content: Content) -> list[str]:
+    return [WHOLE, "gaps", "nonzero"]
+
+
+def _split_relative(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    if content.type.bits > 8 or not len(raw):
+        return None
+    symbols = _to_symbols(raw, content)
+    centre = _integer_centre(symbols, content)
+    at = np.flatnonzero(symbols != centre)
+    if not 0 < len(at) < len(symbols) // 2:
+        return None
+    distances = np.diff(at, prepend=0)
+    farthest = _FARTHEST if 2 * distances.mean() <= _FARTHEST else _FARTHEST_IN_SPARSER
+    fillers = np.maximum(distances - 1, 0) // farthest
+    ends = np.cumsum(fillers + 1) - 1
+    gaps = np.full(int(ends[-1]) + 1, farthest, np.uint8)
+    values = np.full(len(gaps), centre, np.uint8)
+    gaps[ends], values[ends] = distances - farthest * fillers, symbols[at]
+    head = np.frombuffer(bytes([centre]) + len(gaps).to_bytes(4, "little"), np.uint8)
+    shape = _flat(len(gaps))
+    return [_whole(head), Plane(gaps, shape, _mode(gaps)), _nonzero(values, centre)]
+
+
+def _nonzero(values: np.ndarray, centre: int) -> Plane:
+    """Its centre is the value nearest to zero: a plane's centre lies within its range."""
+    nearest = min(max(centre, int(values.min())), int(values.max()))
+    return Plane(values, _flat(len(values)), nearest)
+
+
+def _join_relative(content: Content, read: Read) -> np.ndarray:
+    number, head = _count(content), read(_flat(5)).tobytes()
+    stored = int.from_bytes(head[1:], "little")
+    if stored > number:
+        raise DamageError("more integers are stored than a tensor has")
+    at = np.cumsum(read(_flat(stored)), dtype=np.int64)
+    values = read(_flat(stored))
+    if stored and (int(at[-1]) >= number or (np.diff(at) < 1).any()):
+        raise DamageError("a stored integer lies outside its tensor")
+    symbols = np.full(number, head[0], np.uint8)
+    symbols[at] = values
+    return _from_symbols(symbols, content)
+
+
+# The same in two planes for a coder that knows rows and columns: where they are, and which.
+
+
+def _kinds_of_masked(content: Content) -> list[str]:
+    return [WHOLE, "mask", "nonzero"]
+
+
+def _split_masked(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    if content.type.bits > 8 or not len(raw):
+        return None
+    symbols = _to_symbols(raw, content)
+    centre = _integer_centre(symbols, content)
+    there = (symbols != centre).astype(np.uint8)
+    if not 0 < np.count_nonzero(there) < len(symbols) // 2:
+        return None
+    others = symbols[there > 0]
+    mask = Plane(there, content.shape(len(symbols)), 0)
+    head = np.array([centre], np.uint8)
+    return [_whole(head), mask, _nonzero(others, centre)]
+
+
+def _join_masked(content: Content, read: Read) -> np.ndarray:
+    number = _count(content)
+    symbols = np.repeat(read(_flat(1)), number)
+    there = read(content.shape(number)) > 0
+    symbols[there] = read(_flat(int(there.sum())))
+    return _from_symbols(symbols, content)
+
+
 VIEWS = (
     View("raw", _kinds_of_raw, _split_raw, _join_raw),
     View("integers", _kinds_of_integers, _split_integers, _join_integers),
     View("bytes", _kinds_of_bytes, _split_bytes, _join_bytes),
     View("codebook", _kinds_of_codebook, _split_codebook, _join_codebook),
     View("sparse", _kinds_of_sparse, _split_sparse, _join_sparse),
+    View("relative", _kinds_of_relative, _split_relative, _join_relative),
+    View("masked", _kinds_of_masked, _split_masked, _join_masked, coder="arithmetic"),
 )
 """In the order of their numbers in the file."""

@@ -13,6 +13,7 @@ from penjing.container import arithmetic, huffman
 from penjing.container.arithmetic import Memory
 from penjing.container.contexts import Shape
 from penjing.container.damage import DamageError
+from penjing.container.phrases import PHRASES
 from penjing.container.planes import VIEWS, WHOLE, Content, Plane, View
 
 Coder = Literal["arithmetic", "huffman"]
@@ -90,6 +91,24 @@ def compress_skeleton(data: bytes) -> bytes:
     return compress_lzma(data, lc=1, lp=0, pb=0)
 
 
+def compress_phrases(data: bytes) -> bytes:
+    """Raw deflate (RFC 1951) with a dictionary of what skeletons of small nets are made of."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, PHRASES)
+    return coder.compress(data) + coder.flush()
+
+
+def decompress_phrases(data: bytes | memoryview, size: int) -> bytes:
+    """The ``size`` bytes that were compressed; raises DamageError if ``data`` are not such."""
+    decoder = zlib.decompressobj(-15, PHRASES)
+    try:
+        out = decoder.decompress(data, size + 1)
+    except zlib.error as error:
+        raise DamageError("its graph cannot be read") from error
+    if len(out) != size or not decoder.eof or decoder.unused_data:
+        raise DamageError("its graph does not have the declared size")
+    return out
+
+
 def decompress_lzma(data: bytes | memoryview, size: int) -> bytes:
     """The ``size`` bytes that were compressed; raises DamageError if ``data`` are not such."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _dictionary(size)}]
@@ -132,7 +151,7 @@ def encode(data: bytes, content: Content, coder: Coder, memory: Memory, seed: in
     raw = np.frombuffer(data, np.uint8)
     best, learned, shortest = b"", memory, len(data) + 1
     for index, view in reversed(list(enumerate(VIEWS))):
-        planes = view.split(raw, content)
+        planes = view.split(raw, content) if view.coder in (None, coder) else None
         if planes is None:
             continue
         trial: Memory = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
@@ -16,6 +17,7 @@ from penjing.tasks import Task
 from penjing.techniques.schedule import cubic
 from penjing.techniques.technique import Technique, apply
 
+Share = Annotated[float, Field(gt=0, lt=1)]
 UPDATES = 100
 """Masks are chosen anew so many times in a training: ranking all weights takes time."""
 
@@ -24,11 +26,14 @@ class PruneWeights(Technique):
     """Settings of weight pruning; give ``sparsity`` or ``pattern``.
 
     Attributes:
-        sparsity: share of the weights of all convolutions and linear layers to set to zero.
+        sparsity: share of the weights of all convolutions and linear layers to set to zero; or one
+            share for each layer, by patterns for their names such as ``{"conv1": 0.3, "fc*": 0.9}``.
+            The first pattern that fits a name counts; a layer that none fits stays dense.
         pattern: ``"N:M"``: in every M weights that follow one another along the input channels, at
             most N stay, the largest (Mishra et al. 2021, arXiv:2104.08378). A layer whose input
             channels are not a multiple of M stays dense.
-        scope: ``global`` ranks the weights of all layers together, ``layer`` those of each alone.
+        scope: ``global`` ranks the weights of all layers together, ``layer`` those of each alone,
+            as shares by layer always do.
         importance: ``lamp`` divides each squared weight by the sum of those of its layer that are
             no smaller, which makes layers comparable (Lee et al. 2021, arXiv:2010.07611).
             ``magnitude`` compares plain absolute values. Within a layer both rank alike.
@@ -39,7 +44,7 @@ class PruneWeights(Technique):
         "share_weights": "the codebooks have no place left for zero; prune first, then share",
     }
 
-    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    sparsity: Share | dict[str, Share] | None = None
     pattern: str | None = None
     scope: Literal["global", "layer"] = "global"
     importance: Literal["lamp", "magnitude"] = "lamp"
@@ -58,21 +63,25 @@ class PruneWeights(Technique):
         """Mask the least important weights.
 
         Raises:
-            PenjingError: there is nothing to prune, or no layer fits the pattern.
+            PenjingError: there is nothing to prune, no layer fits the pattern, or a name in
+                ``sparsity`` fits no layer.
         """
         found = layers.compressible(model)
         if self.pattern is not None:
             found = {name: layer for name, layer in found.items() if _fits(layer, self.pattern)}
+        if isinstance(self.sparsity, dict):
+            _check_names(self.sparsity, list(found))
+            found = {n: layer for n, layer in found.items() if _share_of(n, self.sparsity)}
         if not found:
             wanted = f"inputs fit the pattern {self.pattern}" if self.pattern else "weights are"
             raise PenjingError(
                 f"prune_weights found no convolution or linear layer whose {wanted}."
             )
         self._names = set(found)
-        for layer in found.values():
-            parametrize.register_parametrization(
-                layer, "weight", WeightMask(layer.weight.detach()), unsafe=True
-            )
+        for name, layer in found.items():
+            share = _share_of(name, self.sparsity) if isinstance(self.sparsity, dict) else None
+            mask = WeightMask(layer.weight.detach(), share)
+            parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
         self.step(model, 1.0)
 
     def step(self, model: nn.Module, progress: float) -> None:
@@ -84,7 +93,7 @@ class PruneWeights(Technique):
             return
         with torch.no_grad():
             weights = [layers.original(layer).detach() for layer in links]
-            masks = self._masks(list(links), weights, cubic(level / UPDATES))
+            masks = self._masks(list(links.values()), weights, cubic(level / UPDATES))
             for link, mask in zip(links.values(), masks, strict=True):
                 link.mask.copy_(mask)
                 link.level.fill_(level)
@@ -97,10 +106,14 @@ class PruneWeights(Technique):
                 layer.sparse = True  # type: ignore[assignment]
 
     def _masks(
-        self, found: list[nn.Module], weights: list[Tensor], strength: float
+        self, links: list[WeightMask], weights: list[Tensor], strength: float
     ) -> list[Tensor]:
         if self.pattern is not None:
             return [_pattern_mask(w, self.pattern, strength) for w in weights]
+        if isinstance(self.sparsity, dict):
+            shares = [(link.share or 0.0) * strength for link in links]
+            pairs = zip(weights, shares, strict=True)
+            return [_smallest([weight.abs()], share)[0] for weight, share in pairs]
         assert self.sparsity is not None
         share = self.sparsity * strength
         if self.scope == "layer":
@@ -115,13 +128,17 @@ def prune_weights(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
 
 
 class WeightMask(nn.Module):
-    """Parametrization: weights times a mask of zeros and ones."""
+    """Parametrization: weights times a mask of zeros and ones.
+
+    ``share`` is the share of zeros at full strength, where the layer has one of its own.
+    """
 
     mask: Tensor
     level: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, share: float | None = None) -> None:
         super().__init__()
+        self.share = share
         self.register_buffer("mask", torch.ones_like(weight))
         self.register_buffer("level", torch.tensor(-1))
 
@@ -162,6 +179,20 @@ def _smallest(scores: list[Tensor], share: float) -> list[Tensor]:
     mask[together.argsort(stable=True)[:count]] = 0
     parts = mask.split([score.numel() for score in scores])
     return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
+
+
+def _share_of(name: str, shares: dict[str, float]) -> float | None:
+    """The share of the first pattern that fits ``name``."""
+    return next((share for key, share in shares.items() if fnmatchcase(name, key)), None)
+
+
+def _check_names(shares: dict[str, float], names: list[str]) -> None:
+    for key in shares:
+        if not any(fnmatchcase(name, key) for name in names):
+            raise PenjingError(
+                f"prune_weights has a sparsity for {key!r}, which no layer is called; the layers "
+                f"are {', '.join(names)}."
+            )
 
 
 def _parse(pattern: str) -> tuple[int, int]:
