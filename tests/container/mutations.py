@@ -76,6 +76,7 @@ def seeds() -> list[Seed]:
         (chain(pruned.astype(np.float32)), "arithmetic"),
         (chain(shared.astype(np.float16)), "arithmetic"),
         (chain(wide), "arithmetic"),
+        (chain(rare), "arithmetic"),
         (chain(rare), "huffman"),
         (chain(conv), "huffman"),
         (chain(conv, conv[::-1], *map(np.asarray, few)), "huffman"),
@@ -89,7 +90,7 @@ def seeds() -> list[Seed]:
     ]
     encoded = [_in_parts(file, coder) for file, coder in files]
     encoded.append(format.encode(chain(conv, conv), "huffman"))  # the smaller is one block
-    old = [sealed(data[:4] + b"\x01" + data[5:]) for data in encoded[:1] + encoded[5:10]]
+    old = [sealed(data[:4] + b"\x01" + data[5:]) for data in encoded[:1] + encoded[5:11]]
     return [_seed(data) for data in encoded + old]
 
 
