@@ -2,8 +2,8 @@
 
 ``python benchmarks/deep_compression.py [lenet_300_100] [lenet5]`` works on the nets named, or both,
 and writes one result file a net. Trained nets and the stages of recipes are kept in the cache folder:
-stop it, and the same command goes on. Every setting was chosen on validation images; errors are those
-of the ONNX file on the test images.
+stop it, and the same command goes on. Errors are those of the ONNX file on the test images; that on
+the validation images, by which settings are to be chosen, is told on the terminal.
 """
 
 from __future__ import annotations
