@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from penjing import layers
 from penjing.deploy.deployed_layer import DeployedLayer, take_layers
-from penjing.deploy.passes import lowering
+from penjing.deploy.passes import PlainGraph, lowering
 from penjing.errors import PenjingError
 from penjing.layers import IntegerWeights
 
@@ -40,7 +40,7 @@ def export(
         calibration: batches like ``example``. Needed when a layer has an 8-bit input: the results
             that no layer's own quantizer describes (of additions, poolings...) get their ranges
             from them.
-        finish: passes that run last, on the lowered graph.
+        finish: passes that run on the lowered graph. After them, what no runtime reads is left out.
 
     Returns:
         One sentence for every group of layers that does not run on its stored integers.
@@ -55,7 +55,7 @@ def export(
     graph = _to_onnx(model, example, opset=_opset(taken))
     notes: list[str] = []
     lowered = lowering(taken, [batch.numpy() for batch in calibration], notes)
-    for step in (*lowered, *finish):
+    for step in (*lowered, *finish, PlainGraph()):
         step(graph)
     ir.save(graph, str(path))
     return notes

@@ -26,8 +26,8 @@ WeightBits = Literal[16, 8, 4, 2, 1]
 
 
 class Quantize(Technique):
-    """Put weights on a symmetric integer grid for every output channel, and layer inputs on an
-    affine one.
+    """Put weights on a symmetric integer grid for every output channel (or layer), and layer inputs
+    on an affine one.
 
     Batch norms are folded first. At 8 bits and less the weights are rounded with error compensation
     on the calibration images; at 4 bits and less every channel of a layer's output also gets its
@@ -45,6 +45,8 @@ class Quantize(Technique):
     """Of every layer's input; None leaves activations in float."""
     first_last_bits: WeightBits = 8
     """Weight bits of the first and the last layer, where ``weight_bits`` is less."""
+    scales: Literal["channel", "layer"] = "channel"
+    """What has a scale of its own. In a file of a few kilobytes, scales of channels are a large part."""
     observer: Observer = "mse"
     """How an input's range is found: see ``LayerStatistics.range``."""
     calibration: int = Field(default=256, ge=1)
@@ -101,7 +103,7 @@ class Quantize(Technique):
                 _quantize_input_of(layer, InputQuantizer(low, high, self.activation_bits))
                 seen.samples.clear()
             moments = seen.moments if seen else None
-            self._quantizers[layer] = _quantize_weight(name, layer, bits, moments)
+            self._quantizers[layer] = _quantize_weight(name, layer, bits, moments, self.scales)
 
 
 def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:
@@ -138,14 +140,16 @@ def _remove_input_quantizer(layer: Layer) -> None:
         del hooks[key]
 
 
-def _quantize_weight(name: str, layer: Layer, bits: int, moments: Tensor | None) -> WeightQuantizer:
+def _quantize_weight(
+    name: str, layer: Layer, bits: int, moments: Tensor | None, scales: str
+) -> WeightQuantizer:
     weight = layer.weight.detach()
     if bits == 1 and layers.is_sparse(layer):
         raise PenjingError(
             f"layer {name} is sparse, and a 1-bit grid has no zero; use weight_bits=2 or do not "
             "prune single weights."
         )
-    scale = _scale(layer, weight, bits)
+    scale = _scale(layer, weight, bits, scales)
     if bits == 8:
         # Error compensation moves a weight by more than half a step.
         scale = _unsaturated(layer, weight, scale, slack=3)
@@ -175,11 +179,11 @@ def _unsaturated(layer: Layer, weight: Tensor, scale: Tensor, slack: int = 1) ->
     return safe if len(scale) > 1 else safe.amax(0, keepdim=True)
 
 
-def _scale(layer: Layer, weight: Tensor, bits: int) -> Tensor:
+def _scale(layer: Layer, weight: Tensor, bits: int, scales: str) -> Tensor:
     known = getattr(layer, "weight_format", None)
     if isinstance(known, IntegerWeights) and known.bits == bits:
         return known.scale.to(weight.device)  # already on this grid: leave it there
-    if isinstance(known, CodebookWeights):
+    if isinstance(known, CodebookWeights) or scales == "layer":
         # One scale for all channels keeps equal weights equal.
         return grids.choose_scale(weight.reshape(1, -1), bits)
     return grids.choose_scale(weight.flatten(1), bits)
@@ -190,7 +194,8 @@ def _compensate(layer: Layer, weight: Tensor, scale: Tensor, bits: int, moments:
     if isinstance(getattr(layer, "weight_format", None), CodebookWeights):
         return
     matrix = patches.matrix(layer, weight)
-    row_scale = scale.reshape(-1, matrix.shape[1]).expand(matrix.shape[:2])
+    rows = scale.expand(len(weight)).reshape(-1, matrix.shape[1])
+    row_scale = rows.expand(matrix.shape[:2])
     rounded = compensated(matrix, moments, row_scale, lambda steps: grids.to_codes(steps, bits))
     value = patches.from_matrix(layer, rounded, weight.shape)
     # Where an earlier technique hides a weight its own value is kept, for it may come back.

@@ -22,14 +22,16 @@ from penjing.deploy.deployed_layer import DeployedLayer
 from penjing.deploy.passes.average_pools import AveragePools
 from penjing.deploy.passes.choose_grids import ChooseGrids
 from penjing.deploy.passes.codebook_weights import CodebookWeightsPass
+from penjing.deploy.passes.flattens import Flattens
 from penjing.deploy.passes.fold_pads import FoldPads
 from penjing.deploy.passes.insert_quantizers import InsertQuantizers
 from penjing.deploy.passes.integer_layers import IntegerLayers
 from penjing.deploy.passes.mark_integer_edges import MarkIntegerEdges
 from penjing.deploy.passes.match_layers import MatchLayers
+from penjing.deploy.passes.plain_graph import PlainGraph
 from penjing.deploy.passes.stored_weights import StoredWeights
 
-__all__ = ["lowering"]
+__all__ = ["PlainGraph", "lowering"]
 
 
 def lowering(
@@ -39,6 +41,7 @@ def lowering(
     return [
         MatchLayers(layers, notes),
         AveragePools(),
+        Flattens(),
         FoldPads(),
         MarkIntegerEdges(),
         ChooseGrids(calibration),

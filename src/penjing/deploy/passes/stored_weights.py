@@ -44,6 +44,8 @@ def _is_stored(node: ir.Node) -> bool:
 def _lower(graph: ir.Graph, node: ir.Node) -> None:
     layer = node.meta["layer"]
     codes, scale = weight_codes.codes_and_scale(layer)
+    if (scale == scale[0]).all():
+        scale = scale[:1]  # one of the layer: the product spreads it
     scale = scale.reshape(-1, *[1] * (codes.ndim - 1))
     if node.inputs[1].const_value.shape != layer.weight.shape:  # type: ignore[union-attr]
         codes, scale = codes.T, scale.T

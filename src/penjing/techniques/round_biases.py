@@ -1,0 +1,80 @@
+"""Biases of few bits: in a file of a few kilobytes, they are a large part in float32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing import layers
+from penjing.errors import PenjingError
+from penjing.tasks import Task
+from penjing.techniques.technique import Technique, apply
+
+
+class RoundBiases(Technique):
+    """Round the biases of each layer to multiples of a power of two.
+
+    The step is the smallest with which the layer's largest bias is an integer of ``bits`` bits. They
+    stay float32: what is saved is saved by the entropy coder of the container. In training the
+    gradient passes the rounding (Bengio et al. 2013, arXiv:1308.3432). Batch norms are folded first.
+    """
+
+    name: ClassVar[str] = "round_biases"
+    cannot_follow: ClassVar[dict[str, str]] = {}
+
+    bits: int = Field(default=4, ge=2, le=16)
+    """Of the integers, with their sign."""
+
+    _names: set[str] = PrivateAttr(default_factory=set)
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Fold, round. Raises ``PenjingError`` where no layer has a bias."""
+        device = next(model.parameters()).device
+        layers.fold_batch_norm(model, task.example.to(device))
+        found = {n: m for n, m in layers.compressible(model).items() if m.bias is not None}
+        if not found:
+            raise PenjingError(
+                "round_biases found no convolution or linear layer with a bias; leave it out."
+            )
+        self._names = set(found)
+        for layer in found.values():
+            rounding = BiasRounding(step_for(layers.original(layer, "bias").detach(), self.bits))
+            parametrize.register_parametrization(layer, "bias", rounding, unsafe=True)
+
+    def bake(self, model: nn.Module) -> None:
+        """Make the rounded biases permanent."""
+        for name, layer in layers.compressible(model).items():
+            if name in self._names:
+                layers.fold(layer, BiasRounding, "bias")
+
+
+def round_biases(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
+    """A copy of ``model`` with rounded biases, without training. For settings see ``RoundBiases``."""
+    return apply(RoundBiases(**settings), model, task)
+
+
+class BiasRounding(nn.Module):
+    """Parametrization: the nearest multiples of ``step``; the gradient passes."""
+
+    step: Tensor
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        # A buffer, so that an interrupted training goes on where it was.
+        self.register_buffer("step", torch.tensor(step))
+
+    def forward(self, bias: Tensor) -> Tensor:
+        # Zero is added because -0.0 would be one more value to store.
+        rounded = torch.round(bias / self.step) * self.step + 0.0
+        return bias + (rounded - bias).detach() if torch.is_grad_enabled() else rounded
+
+
+def step_for(bias: Tensor, bits: int) -> float:
+    """The smallest power of two of which ``2**(bits - 1) - 1`` reach the largest of ``|bias|``."""
+    largest = float(bias.abs().max())
+    return 2.0 ** math.ceil(math.log2(largest / (2 ** (bits - 1) - 1))) if largest > 0 else 1.0
