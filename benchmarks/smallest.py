@@ -84,8 +84,9 @@ def imagenet() -> Task:
             np.save(cache, np.stack([centre(image) for image in opened]))
     pixels, labels = np.load(cache), np.arange(1000)
     odd = (pixels[1::2], labels[1::2])
+    as_they_are = PREPROCESSING.model_copy(update={"resize": None})
     return from_arrays(
-        pixels[::2], labels[::2], validation=odd, test=odd, preprocessing=PREPROCESSING
+        pixels[::2], labels[::2], validation=odd, test=odd, preprocessing=as_they_are
     )
 
 
