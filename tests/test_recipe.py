@@ -25,6 +25,8 @@ SETTINGS = {
     "factorize": {"ratio": 0.3},
     "share_weights": {"bits": 4},
     "quantize": {"weight_bits": 8, "activation_bits": 8, "calibration": 64},
+    "compress_weights": {"distortion": 1e-6, "calibration": 64},
+    "round_biases": {"bits": 8},
 }
 # What cannot be meant: the second would undo, or be undone by, the first.
 REFUSED = {
@@ -35,6 +37,12 @@ REFUSED = {
     ("share_weights", "prune_weights"),
     ("share_weights", "factorize"),
     ("prune_weights", "factorize"),
+    ("compress_weights", "prune_channels"),
+    ("compress_weights", "factorize"),
+    ("compress_weights", "share_weights"),
+    ("compress_weights", "quantize"),
+    ("share_weights", "compress_weights"),
+    ("quantize", "compress_weights"),
 }
 PAIRS = list(itertools.permutations(SETTINGS, 2))
 
@@ -130,7 +138,7 @@ def test_both_techniques_of_a_pair_last(
         assert len(layers) > 4
     if "share_weights" in (first, second):
         assert all(len(w.unique()) <= 17 for w in weights)
-    if "quantize" in (first, second):
+    if {"quantize", "compress_weights"} & {first, second}:
         assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
 
 

@@ -13,7 +13,8 @@ from penjing.techniques import techniques
 def test_the_ladder_climbs_every_technique_alone_before_combinations() -> None:
     used = [{t.name for t in entry.recipe().techniques} for entry in ladder()]
     alone = set().union(*(names for names in used if len(names) == 1))
-    assert alone == {name for name in techniques() if name != "distill"}
+    # Rounded biases alone save nothing that is worth a candidate.
+    assert alone == set(techniques()) - {"distill", "round_biases"}
     assert any(len(names) > 1 for names in used)
     sizes = [len(names) for names in used]
     assert sizes == sorted(sizes)

@@ -12,7 +12,18 @@ from penjing.recipe import Recipe, parse
 CHANNELS = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
 RANKS = (0.0, 0.3, 0.5, 0.7)
 SPARSITY = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
-WEIGHTS = ("float", "int16", "int8", "int4", "int2", "int1", "shared5", "shared4")
+WEIGHTS = (
+    "float",
+    "int16",
+    "int8",
+    "int4",
+    "int2",
+    "int1",
+    "shared5",
+    "shared4",
+    "grid24",
+    "grid20",
+)
 
 
 class Candidate(BaseModel):
@@ -22,7 +33,7 @@ class Candidate(BaseModel):
         channels: fraction of MACs removed by channel pruning.
         ranks: fraction of weights removed by factorization.
         sparsity: fraction of single weights pruned.
-        weights: how weights are stored.
+        weights: how weights are stored; ``grid24`` is ``compress_weights`` at a distortion of 2**-24.
         integers: whether activations are 8-bit too, so that integer kernels run.
         epochs: of training, spread over the stages; 0 = after training only.
     """
@@ -81,6 +92,9 @@ class Candidate(BaseModel):
             techniques.append({"prune_weights": {"sparsity": self.sparsity}})
         if self.weights.startswith("shared"):
             techniques.append({"share_weights": {"bits": int(self.weights.removeprefix("shared"))}})
+        elif self.weights.startswith("grid"):
+            distortion = 2.0 ** -int(self.weights.removeprefix("grid"))
+            techniques.append({"compress_weights": {"distortion": distortion}})
         elif self.weights != "float":
             bits = int(self.weights.removeprefix("int"))
             activations = 8 if self.integers else None
@@ -115,6 +129,8 @@ def ladder() -> list[Candidate]:
         {"weights": "int16"},
         {"weights": "int4", "integers": True},
         {"weights": "shared5"},
+        {"weights": "grid24"},
+        {"weights": "grid20"},
         {"weights": "int2", "integers": True},
         {"sparsity": 0.5},
         {"sparsity": 0.7},

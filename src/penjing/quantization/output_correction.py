@@ -50,7 +50,11 @@ def correct_outputs(
             _scale_weight(layer, quantizers[layer], gain)
         shift = cast(Tensor, statistics[name].output_means) - mean * gain
         bias = layer.bias if layer.bias is not None else torch.zeros_like(shift)
-        layer.bias = nn.Parameter((bias * gain + shift).detach())
+        corrected = (bias * gain + shift).detach()
+        if layer.bias is None:
+            layer.bias = nn.Parameter(corrected)
+        else:
+            layers.set_original(layer, "bias", corrected)
         channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
         shape = (-1, *[1] * (output.dim() - 1 - channels))
         return output * gain.reshape(shape) + shift.reshape(shape)

@@ -211,6 +211,6 @@ def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion:
     layers.fold(layer, WeightQuantizer)
     scale = quantizer.positive_scale().detach().expand(len(layer.weight)).clone()
     layer.weight_format = IntegerWeights(quantizer.bits, scale)  # type: ignore[assignment]
-    if layer.bias is not None:
+    if layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
         bias = rate_distortion.rounded_bias(layer.bias.detach(), bias_gain, distortion)
         layer.bias = nn.Parameter(bias)

@@ -38,6 +38,7 @@ class Factorize(Technique):
         "prune_weights": "the product of the factors has no zeros",
         "quantize": "the factors would not be quantized",
         "share_weights": "the factors would not share their weights",
+        "compress_weights": "the factors would not lie on the integer grid",
     }
 
     ratio: float = Field(gt=0, lt=1)

@@ -32,6 +32,7 @@ class ShareWeights(Technique):
     cannot_follow: ClassVar[dict[str, str]] = {
         "quantize": "the shared values would leave the integer grid; share first, then quantize",
         "share_weights": "the weights share their values already; choose one number of bits",
+        "compress_weights": "the shared values would leave the integer grid; choose one of the two",
     }
 
     bits: int = Field(default=5, ge=1, le=8)
