@@ -58,11 +58,12 @@ def test_weights_lie_on_one_grid_a_layer(net: nn.Module, task: Task) -> None:
     assert loss(net, small, task) < 0.1
 
 
+@pytest.mark.parametrize("size", [3_000, 6_000])
 def test_the_file_has_the_size_that_was_asked_for(
-    net: nn.Module, task: Task, tmp_path: Path
+    size: int, net: nn.Module, task: Task, tmp_path: Path
 ) -> None:
-    small = compress_weights(net, task, max_bytes=6_000)
-    assert 5_700 <= file_bytes(small, task, tmp_path) <= 6_000
+    small = compress_weights(net, task, max_bytes=size)
+    assert 0.95 * size <= file_bytes(small, task, tmp_path) <= size
 
 
 def test_no_file_is_that_small(net: nn.Module, task: Task) -> None:

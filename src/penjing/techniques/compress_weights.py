@@ -26,6 +26,8 @@ from penjing.tasks import Task, evaluate
 from penjing.techniques.technique import Technique, apply
 
 CORRECTION_IMAGES = 96
+FILES = 6
+"""Written in the search for a size; each attempt leaves more to spare."""
 
 
 class CompressWeights(Technique):
@@ -160,19 +162,26 @@ class _Search:
         return rate_distortion.for_score(good)
 
     def _for_size(self, size: int) -> float:
-        """By the bytes of the integers alone, plus those of the rest from one whole file."""
+        """By the bytes of the integers alone, and those of the rest from whole files, until one is
+        not larger."""
         weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
-        distortion, rest = 2.0**rate_distortion.FIRST, 0
-        for _ in range(2):
-            rest = self._file(distortion) - self._coded(distortion)
-            found = rate_distortion.for_size(self._coded, size - rest, weights)
+        distortion, found = 2.0**rate_distortion.FIRST, None
+        for attempt in range(FILES):
+            file = self._file(distortion)
+            if found is not None and file <= size:
+                return distortion
+            rest = file - self._coded(distortion)
+            spare = attempt * rate_distortion.CLOSE * size / 2
+            found = rate_distortion.for_size(self._coded, size - rest - spare, weights)
             if found is None:
                 raise PenjingError(
                     f"max_bytes={size} is too small: {rest} bytes are not weights, and not even "
                     "weights that are nearly all zero fit; allow a larger file or prune first."
                 )
             distortion = found
-        return distortion
+        raise PenjingError(
+            f"no file of at most max_bytes={size} was found, the last has {file}; ask for another size."
+        )
 
     def _coded(self, distortion: float) -> int:
         return rate_distortion.coded_bytes(self.chosen(distortion).values())
