@@ -27,6 +27,7 @@ SETTINGS = {
     "quantize": {"weight_bits": 8, "activation_bits": 8, "calibration": 64},
     "compress_weights": {"distortion": 1e-6, "calibration": 64},
     "round_biases": {"bits": 8},
+    "penalize_entropy": {"max_bytes": 3_000},
 }
 # What cannot be meant: the second would undo, or be undone by, the first.
 REFUSED = {
@@ -43,6 +44,14 @@ REFUSED = {
     ("compress_weights", "quantize"),
     ("share_weights", "compress_weights"),
     ("quantize", "compress_weights"),
+    ("penalize_entropy", "prune_channels"),
+    ("penalize_entropy", "factorize"),
+    ("penalize_entropy", "share_weights"),
+    ("penalize_entropy", "quantize"),
+    ("penalize_entropy", "compress_weights"),
+    ("share_weights", "penalize_entropy"),
+    ("quantize", "penalize_entropy"),
+    ("compress_weights", "penalize_entropy"),
 }
 PAIRS = list(itertools.permutations(SETTINGS, 2))
 
@@ -84,9 +93,14 @@ def model(task: Task) -> nn.Module:
 
 def pair(first: str, second: str, train: bool) -> Recipe:
     entries = [{first: SETTINGS[first]}, {second: SETTINGS[second]}]
-    if not train:
-        return Recipe.model_validate({"stages": [{"techniques": [entry]} for entry in entries]})
     training = {"epochs": 0.3, "batch_size": 32, "distill": {}}
+    if not train:
+        needs = [techniques()[next(iter(entry))].needs_training for entry in entries]
+        stages = [
+            {"techniques": [entry]} | ({"train": training} if needed else {})
+            for entry, needed in zip(entries, needs, strict=True)
+        ]
+        return Recipe.model_validate({"stages": stages})
     return Recipe.model_validate({"stages": [{"techniques": entries, "train": training}]})
 
 
@@ -138,7 +152,7 @@ def test_both_techniques_of_a_pair_last(
         assert len(layers) > 4
     if "share_weights" in (first, second):
         assert all(len(w.unique()) <= 17 for w in weights)
-    if {"quantize", "compress_weights"} & {first, second}:
+    if {"quantize", "compress_weights", "penalize_entropy"} & {first, second}:
         assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
 
 
@@ -147,6 +161,14 @@ def test_one_bit_after_pruning_is_refused_before_any_work(model: nn.Module, task
         {"techniques": [{"prune_weights": {"sparsity": 0.5}}, {"quantize": {"weight_bits": 1}}]}
     ]
     with pytest.raises(PenjingError, match="has no zero; use weight_bits: 2"):
+        compress(model, task, Recipe.model_validate({"stages": stages}))
+
+
+def test_a_technique_that_needs_training_is_refused_without(model: nn.Module, task: Task) -> None:
+    stages = [{"techniques": [{"penalize_entropy": {"max_bytes": 3_000}}]}]
+    with pytest.raises(
+        PenjingError, match="penalize_entropy works in training only; give its stage"
+    ):
         compress(model, task, Recipe.model_validate({"stages": stages}))
 
 

@@ -72,7 +72,14 @@ class Recipe(BaseModel):
         return [technique for stage in self.stages for technique in stage.techniques]
 
     def check(self) -> None:
-        """Raise ``PenjingError`` if a technique cannot follow the ones before it."""
+        """Raise ``PenjingError`` if a technique cannot follow those before it, or lacks a training."""
+        for stage in self.stages:
+            for technique in stage.techniques:
+                if technique.needs_training and stage.train is None:
+                    raise PenjingError(
+                        f"recipe {self.name!r} cannot run: {technique.name} works in training only; "
+                        f"give its stage a train:, or leave it out ({technique.needs_training})"
+                    )
         for index, technique in enumerate(self.techniques):
             reason = technique.objection(self.techniques[:index])
             if reason:

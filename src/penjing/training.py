@@ -423,6 +423,8 @@ class _Run:
             loss = self.task.loss(output.float(), target, self.settings.label_smoothing)
             if self.distillation is not None:
                 loss = self.distillation(batch, output.float(), loss)
+            for technique in self.techniques:
+                loss = loss + technique.penalty()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise PenjingError(

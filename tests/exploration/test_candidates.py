@@ -13,8 +13,10 @@ from penjing.techniques import techniques
 def test_the_ladder_climbs_every_technique_alone_before_combinations() -> None:
     used = [{t.name for t in entry.recipe().techniques} for entry in ladder()]
     alone = set().union(*(names for names in used if len(names) == 1))
+    trained = {name for name, kind in techniques().items() if kind.needs_training}
     # Rounded biases alone save nothing that is worth a candidate.
-    assert alone == set(techniques()) - {"distill", "round_biases"}
+    assert alone == set(techniques()) - {"distill", "round_biases"} - trained
+    assert trained <= {t.name for entry in seeds(1.0) for t in entry.recipe().techniques}
     assert any(len(names) > 1 for names in used)
     sizes = [len(names) for names in used]
     assert sizes == sorted(sizes)

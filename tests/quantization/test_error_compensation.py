@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.quantization import grids, patches
-from penjing.quantization.error_compensation import compensated, output_error
+from penjing.quantization.error_compensation import compensated, eliminate, output_error
 
 
 def correlated_rows(count: int, columns: int) -> Tensor:
@@ -89,3 +89,15 @@ def test_very_wide_layers_are_cut_into_pieces() -> None:
     rows = patches.rows(layer, x, 100)
     total = torch.einsum("prk,pok->ro", rows, matrix)
     torch.testing.assert_close(total, F.linear(x, layer.weight), atol=1e-4, rtol=1e-4)
+
+
+def test_what_remains_of_a_column_is_its_conditional_variance() -> None:
+    rows = correlated_rows(500, 6).double()
+    moments = (rows.T @ rows / 500)[None]
+    found = eliminate(moments)
+    order = found.order[0]
+    for place in range(6):
+        column, later = rows[:, order[place]], rows[:, order[place + 1 :]]
+        fit = later @ torch.linalg.lstsq(later, column[:, None]).solution if later.numel() else 0.0
+        left = (column - (fit[:, 0] if later.numel() else 0.0)).square().mean()
+        torch.testing.assert_close(found.remaining[0, place], left)

@@ -23,6 +23,9 @@ WEIGHTS = (
     "shared4",
     "grid24",
     "grid20",
+    "small10",
+    "small20",
+    "small40",
 )
 
 
@@ -33,7 +36,8 @@ class Candidate(BaseModel):
         channels: fraction of MACs removed by channel pruning.
         ranks: fraction of weights removed by factorization.
         sparsity: fraction of single weights pruned.
-        weights: how weights are stored; ``grid24`` is ``compress_weights`` at a distortion of 2**-24.
+        weights: how weights are stored; ``grid24`` is ``compress_weights`` at a distortion of 2**-24,
+            ``small20`` is ``penalize_entropy`` to a file 20 times smaller.
         integers: whether activations are 8-bit too, so that integer kernels run.
         epochs: of training, spread over the stages; 0 = after training only.
     """
@@ -95,6 +99,9 @@ class Candidate(BaseModel):
         elif self.weights.startswith("grid"):
             distortion = 2.0 ** -int(self.weights.removeprefix("grid"))
             techniques.append({"compress_weights": {"distortion": distortion}})
+        elif self.weights.startswith("small"):
+            smaller = int(self.weights.removeprefix("small"))
+            techniques.append({"penalize_entropy": {"times_smaller": smaller}})
         elif self.weights != "float":
             bits = int(self.weights.removeprefix("int"))
             activations = 8 if self.integers else None
@@ -114,8 +121,12 @@ def _training(epochs: float, gentle: bool) -> dict[str, Any]:
 
 
 def is_sensible(candidate: Candidate) -> bool:
-    """Whether it is worth a try: zeros need more than one bit, integer kernels at most eight."""
-    if candidate.sparsity and candidate.weights == "int1":
+    """Whether it is worth a try: zeros need more than one bit and do not come twice, integer kernels
+    take at most eight, and a penalty needs a training."""
+    penalized = candidate.weights.startswith("small")
+    if candidate.sparsity and (candidate.weights == "int1" or penalized):
+        return False
+    if penalized and not candidate.epochs:
         return False
     if candidate.integers and candidate.weights not in ("int8", "int4", "int2", "int1"):
         return False
@@ -150,7 +161,7 @@ def ladder() -> list[Candidate]:
 
 def seeds(epochs: float) -> list[Candidate]:
     """Trained combinations from moderate to strong, which experience says are worth a try."""
-    settings = [
+    settings: list[dict[str, Any]] = [
         {"channels": 0.35, "sparsity": 0.5, "weights": "int4", "integers": True},
         {"channels": 0.65, "sparsity": 0.8, "weights": "int4", "integers": True},
         {"sparsity": 0.5, "weights": "int4", "integers": True},
@@ -159,6 +170,8 @@ def seeds(epochs: float) -> list[Candidate]:
         {"channels": 0.8, "sparsity": 0.9, "weights": "int4", "integers": True},
         {"ranks": 0.5, "sparsity": 0.7, "weights": "int4", "integers": True},
         {"sparsity": 0.95, "weights": "shared4"},
+        {"weights": "small20"},
+        {"channels": 0.5, "weights": "small20"},
     ]
     return [Candidate.model_validate(entry | {"epochs": epochs}) for entry in settings]
 

@@ -7,6 +7,7 @@ compression"; columns in the order of falling input energy.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,42 @@ BLOCK = 128
 """Columns whose errors are carried to the rest of the matrix together."""
 
 
-def compensated(weight: Tensor, moments: Tensor, scale: Tensor, rounding: Callable) -> Tensor:
+@dataclass(frozen=True)
+class Elimination:
+    """The order in which columns are rounded, and what each one's error does to the later ones.
+
+    ``order`` int64 ``[G, K]``; ``inverse`` float32 ``[G, K, K]``, the upper Cholesky factor of the
+    inverse of the moments in that order, divided by their ``level`` ``[G, 1]``.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    level: Tensor
+
+    @property
+    def remaining(self) -> Tensor:
+        """What is left of every column's second moment once the columns after it follow it best, in
+        that order: ``[G, K]``."""
+        return self.level * self.inverse.diagonal(dim1=1, dim2=2) ** -2
+
+
+def eliminate(moments: Tensor) -> Elimination:
+    """How to round columns whose second moments are ``moments`` ``[G, K, K]``, positive definite. The
+    work is cubic in K: keep it where one layer is rounded more than once."""
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    order, level = diagonal.argsort(1, descending=True), diagonal.mean(1, keepdim=True)
+    even = _permuted(moments, order) / level[..., None]  # the inverse of tiny ones would overflow
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(even))
+    return Elimination(order, torch.linalg.cholesky(inverse, upper=True), level)
+
+
+def compensated(
+    weight: Tensor,
+    moments: Tensor,
+    scale: Tensor,
+    rounding: Callable,
+    elimination: Elimination | None = None,
+) -> Tensor:
     """Round ``weight`` so that the layer's output changes little.
 
     Args:
@@ -25,17 +61,16 @@ def compensated(weight: Tensor, moments: Tensor, scale: Tensor, rounding: Callab
         moments: second moments of the inputs, float32 ``[G, K, K]``.
         scale: of every row, float32 ``[G, R]``.
         rounding: steps (weights divided by their scale) to integers.
+        elimination: of the moments, damped, if it is known already; else they are damped here.
 
     Returns:
         ``integer * scale``, float32 ``[G, R, K]``. A row that compensation would make worse (by
         the moments) is rounded plainly.
     """
     plain = _rounded(weight, scale, weight != 0, rounding)
-    energy = moments.diagonal(dim1=1, dim2=2)
-    order = energy.argsort(1, descending=True)
-    inverse = _inverse_factor(_permuted(moments, order))
-    columns = order[:, None, :].expand_as(weight)
-    rounded = _sweep(weight.gather(2, columns), inverse, scale, rounding)
+    known = elimination or eliminate(_damped(moments))
+    columns = known.order[:, None, :].expand_as(weight)
+    rounded = _sweep(weight.gather(2, columns), known.inverse, scale, rounding)
     found = torch.empty_like(weight).scatter_(2, columns, rounded)
     worse = output_error(found - weight, moments) > output_error(plain - weight, moments)
     return torch.where(worse[..., None], plain, found)
@@ -52,13 +87,10 @@ def _permuted(moments: Tensor, order: Tensor) -> Tensor:
     return rows.gather(2, order[:, None, :].expand(size))
 
 
-def _inverse_factor(moments: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped moments."""
+def _damped(moments: Tensor) -> Tensor:
     diagonal = moments.diagonal(dim1=1, dim2=2)
     damping = (DAMPING * diagonal.mean(1)).clamp_min(1e-8)
-    damped = moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    return moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
 
 
 def _sweep(weight: Tensor, inverse: Tensor, scale: Tensor, rounding: Callable) -> Tensor:

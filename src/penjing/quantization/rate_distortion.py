@@ -78,7 +78,7 @@ def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> Grid
     matrix = patches.matrix(layer, weight)
     scale = weight.new_full(matrix.shape[:2], step)
     found = error_compensation.compensated(
-        matrix, known.moments, scale, lambda steps: grids.to_codes(steps, bits)
+        matrix, known.moments, scale, lambda steps: grids.to_codes(steps, bits), known.elimination
     )
     codes = (patches.from_matrix(layer, found, weight.shape) / step).round()
     return GridWeights(codes, step, bits)
@@ -86,23 +86,14 @@ def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> Grid
 
 def predicted(layer: Layer, known: Sensitivity, one: GridWeights) -> float:
     """Divergence that putting ``layer`` on its grid should cause, by ``known``."""
-    mean = float((known.gain[:, None] * _conditional(known.moments)).mean())
+    mean = float((known.gain[:, None] * known.elimination.remaining).mean())
     return layer.weight.numel() * one.step**2 / 24 * mean
 
 
 def _step(known: Sensitivity, distortion: float) -> float:
     """0 for a layer that does not matter: it gets the finest grid, which its zeros make cheap."""
-    mean = float((known.gain[:, None] * _conditional(known.moments)).mean())
+    mean = float((known.gain[:, None] * known.elimination.remaining).mean())
     return math.sqrt(12 * distortion / mean) if mean > 0 else 0.0
-
-
-def _conditional(moments: Tensor) -> Tensor:
-    """What is left of every column's second moment once the columns after it follow it best, in the
-    order in which they are rounded: ``[G, K]``."""
-    order = moments.diagonal(dim1=1, dim2=2).argsort(1)  # the last column first
-    columns = moments.gather(1, order[:, :, None].expand_as(moments))
-    permuted = columns.gather(2, order[:, None, :].expand_as(moments))
-    return torch.linalg.cholesky_ex(permuted)[0].diagonal(dim1=1, dim2=2).square()
 
 
 def start(weight: Tensor, one: GridWeights) -> Tensor:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from penjing.layers import Layer, original, set_original
 from penjing.progress import shown
 from penjing.quantization import patches
+from penjing.quantization.error_compensation import Elimination, eliminate
 from penjing.quantization.statistics import channel_statistics, evaluating, hooked
 
 PATCHES = 64
@@ -41,11 +42,12 @@ MOST_REFINED = math.log(5)
 class Sensitivity:
     """One layer's second-order information, in the groups of ``patches.matrix``.
 
-    ``moments`` float32 ``[groups, K, K]``, damped; ``gain`` float32 ``[groups]``; ``bias_gain`` is
-    the mean squared gradient of one bias.
+    ``moments`` float32 ``[groups, K, K]``, damped, and their ``elimination``; ``gain`` float32
+    ``[groups]``; ``bias_gain`` is the mean squared gradient of one bias.
     """
 
     moments: Tensor
+    elimination: Elimination
     gain: Tensor
     bias_gain: float
 
@@ -70,7 +72,8 @@ def sensitivities(
         else:
             gain = torch.ones_like(one.energy[:, 0, 0])
             damped = _damped(one.energy, NOISE * one.energy.shape[-1] / sum(map(len, batches)))
-        known[name] = Sensitivity(damped, gain, one.bias_energy / len(found[name].weight))
+        bias_gain = one.bias_energy / len(found[name].weight)
+        known[name] = Sensitivity(damped, eliminate(damped), gain, bias_gain)
     return known
 
 

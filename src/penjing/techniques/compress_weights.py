@@ -45,6 +45,7 @@ class CompressWeights(Technique):
         "quantize": "the weights are on an integer grid already; choose one of the two",
         "share_weights": "the shared values would leave the integer grid; choose one of the two",
         "compress_weights": "the weights are on an integer grid already; choose one size",
+        "penalize_entropy": "the weights are on an integer grid already; choose one of the two",
     }
 
     distortion: float | None = Field(default=None, gt=0)

@@ -39,6 +39,7 @@ class Factorize(Technique):
         "quantize": "the factors would not be quantized",
         "share_weights": "the factors would not share their weights",
         "compress_weights": "the factors would not lie on the integer grid",
+        "penalize_entropy": "the factors would not lie on the integer grid",
     }
 
     ratio: float = Field(gt=0, lt=1)

@@ -41,6 +41,7 @@ class PruneChannels(Technique):
         "quantize": "the quantized ranges describe channels that would be gone; prune them first",
         "share_weights": "the codebooks were made for channels that would be gone; prune first",
         "compress_weights": "the grids were chosen for channels that would be gone; prune first",
+        "penalize_entropy": "its grids were learned for channels that would be gone; prune first",
     }
 
     ratio: float = Field(gt=0, lt=1)

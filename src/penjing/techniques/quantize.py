@@ -39,6 +39,7 @@ class Quantize(Technique):
     cannot_follow: ClassVar[dict[str, str]] = {
         "quantize": "the weights are on an integer grid already; choose one number of bits",
         "compress_weights": "the weights are on an integer grid already; choose one of the two",
+        "penalize_entropy": "the weights are on an integer grid already; choose one of the two",
     }
 
     weight_bits: WeightBits = 8

@@ -33,6 +33,7 @@ class ShareWeights(Technique):
         "quantize": "the shared values would leave the integer grid; share first, then quantize",
         "share_weights": "the weights share their values already; choose one number of bits",
         "compress_weights": "the shared values would leave the integer grid; choose one of the two",
+        "penalize_entropy": "the shared values would leave the integer grid; choose one of the two",
     }
 
     bits: int = Field(default=5, ge=1, le=8)

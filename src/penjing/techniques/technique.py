@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.tasks import Task
 
@@ -28,6 +28,8 @@ class Technique(BaseModel, ABC):
     """How recipes call it: the name of its module."""
     cannot_follow: ClassVar[dict[str, str]] = {}
     """Techniques that must not come before this one in a recipe, each with the reason why."""
+    needs_training: ClassVar[str | None] = None
+    """What to do instead, for a technique that is of no use after training."""
 
     def objection(self, earlier: Sequence[Technique]) -> str | None:
         """Why this technique cannot follow ``earlier`` ones in a recipe; None when it can."""
@@ -43,6 +45,10 @@ class Technique(BaseModel, ABC):
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Set the strength for ``progress`` in [0, 1] of the training."""
+
+    def penalty(self) -> Tensor | float:
+        """What is added to the loss of a training step, a scalar, once the model has run."""
+        return 0.0
 
     @abstractmethod
     def bake(self, model: nn.Module) -> None:

@@ -1,0 +1,329 @@
+"""The smallest file, with training: what the weights cost in the file is part of the loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from pathlib import Path
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing import container, layers
+from penjing.deploy.export import export
+from penjing.errors import PenjingError
+from penjing.layers import IntegerWeights, Layer
+from penjing.quantization import grids, rate_distortion, rate_model
+from penjing.quantization.rate_distortion import GridWeights
+from penjing.tasks import Task
+from penjing.techniques.technique import Technique
+
+BITS = 8
+FINE = 0.25
+"""The first step, in root mean squares of the layer's weights: about 4 bits a weight."""
+ROOM = 100
+"""Steps to the largest weight at most, at first."""
+QUICK = 5.0
+"""How many times faster than weights the logarithms of the steps learn."""
+RAMP_END = 0.65
+"""Share of the training after which the weights are to have their size; the rest is for the score."""
+AIM = 0.995
+"""Of the size: what training aims at, so that little is left to cut."""
+START, STRONGEST = -7.0, 10.0
+"""Octaves of strength: the first, and the most."""
+INTEGRAL, PROPORTIONAL = 80.0, 4.0
+"""Octaves of strength for each octave of size that is too much: added over the whole training, and at
+once."""
+COUNT_EVERY = 50
+"""Steps between two codings with the real coder."""
+FILES, HALVINGS = 8, 12
+MANTISSA = 4
+"""Bits of a channel's scale after the first."""
+BIAS_STEP = 1 / 32
+"""Of the root mean square of a layer's biases, at most."""
+CALIBRATION = 512
+"""Images that norms are estimated on at the end."""
+
+
+class PenalizeEntropy(Technique):
+    """Train towards a ``.penjing`` file of a given size.
+
+    Weights are rounded to one integer grid a layer whose step learns; the loss holds what the
+    integers cost in the container's coder, so that weights that matter little become zero, steps
+    become coarse, and channels go whole. The penalty's strength follows the size. Batch norms stay
+    what they are until the end: they are then estimated anew and folded. Activations stay in float.
+    """
+
+    name: ClassVar[str] = "penalize_entropy"
+    needs_training: ClassVar[str | None] = "compress_weights finds a small file without it"
+    cannot_follow: ClassVar[dict[str, str]] = {
+        "quantize": "the weights are on an integer grid already; choose one of the two",
+        "share_weights": "the shared values would leave the integer grid; choose one of the two",
+        "compress_weights": "the weights are on an integer grid already; choose one of the two",
+        "penalize_entropy": "the weights are on an integer grid already; choose one size",
+    }
+
+    max_bytes: int | None = Field(default=None, ge=1)
+    """Largest size of the ``.penjing`` file."""
+    times_smaller: float | None = Field(default=None, gt=1)
+    """The same as a part of the model's parameters in float32, as the model is when it is attached."""
+
+    _grids: dict[Layer, LearnedGrid] = PrivateAttr(default_factory=dict)
+    _pressure: Pressure = PrivateAttr()
+    _task: Task = PrivateAttr()
+    _most: int = PrivateAttr(default=0)
+    _wanted: float = PrivateAttr(default=0.0)
+    _spent: float = PrivateAttr(default=0.0)
+
+    @model_validator(mode="after")
+    def _one_size(self) -> PenalizeEntropy:
+        if (self.max_bytes is None) == (self.times_smaller is None):
+            raise ValueError("give either max_bytes (such as 40000) or times_smaller (such as 20)")
+        return self
+
+    def attach(self, model: nn.Module, task: Task) -> None:
+        """Put fine grids on the weights and see how much room the rest of the file leaves them.
+
+        Raises ``PenjingError`` for NaN or infinity in a layer's weights, and for a size that leaves
+        no room.
+        """
+        self._task = task
+        whole = sum(4 * parameter.numel() for parameter in model.parameters())
+        self._most = self.max_bytes or int(whole / (self.times_smaller or 1.0))
+        device = next(model.parameters()).device
+        self._pressure = Pressure().to(device)
+        for name, layer in layers.compressible(model).items():
+            weight = layer.weight.detach()
+            if not torch.isfinite(weight).all():
+                raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
+            grid = LearnedGrid(_first_step(weight), self._pressure).to(device)
+            parametrize.register_parametrization(layer, "weight", grid, unsafe=True)
+            self._grids[layer] = grid
+        codes = self._codes(0.0)
+        rest = self._file(model, codes) - _coded(codes)
+        self._wanted = 8 * AIM * (self._most - rest)
+        if self._wanted <= 0:
+            raise PenjingError(
+                f"a file of {self._most} bytes is too small: {rest} bytes of it would not be weights; "
+                "allow a larger file or prune channels first."
+            )
+
+    def penalty(self) -> Tensor:
+        """Strength times the mean bits of a weight, as the weights last were."""
+        grids = self._grids.values()
+        spent = [rate_model.bits(_as_coded(grid.steps)) for grid in grids if grid.steps is not None]
+        number = sum(grid.steps.numel() for grid in grids if grid.steps is not None)
+        self._spent = sum(whole for _, whole in spent)
+        return self._pressure.strength / number * torch.stack([bits for bits, _ in spent]).sum()
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Strengthen or weaken the penalty by how far the size is from what it should be by now."""
+        if not self._spent:  # nothing has run yet
+            return
+        pressure = self._pressure
+        if int(pressure.steps) % COUNT_EVERY == 0:
+            pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
+        now = math.log2(float(pressure.honest) * self._spent)
+        if not pressure.steps:
+            pressure.first.fill_(now)
+        first, last = float(pressure.first), math.log2(self._wanted)
+        excess = now - first - (last - first) * min(progress / RAMP_END, 1.0)
+        pressure.steps += 1
+        passed = progress - float(pressure.progress)
+        pressure.octaves.add_(INTEGRAL * passed * excess).clamp_(max=STRONGEST)
+        pressure.progress.fill_(progress)
+        octaves = float(pressure.octaves) + PROPORTIONAL * excess
+        pressure.strength.fill_(2.0 ** min(octaves, STRONGEST))
+
+    def bake(self, model: nn.Module) -> None:
+        """Estimate norms anew, cut what is still too much, fold; scales and biases get few bits."""
+        _estimate_norms(model, self._task)
+        codes = self._fitting(model)
+        _finish(model, self._task, codes)
+        self._grids.clear()
+
+    def _fitting(self, model: nn.Module) -> dict[Layer, tuple[Tensor, float]]:
+        """Integers whose file is not larger than it may be.
+
+        What is too much is cut: weights that were rounded away from zero by least are rounded towards
+        it; and when training was too short for the size, more than those.
+        """
+        cut, spare = 0.0, 0
+        for _ in range(FILES):
+            codes = self._codes(cut)
+            excess = self._file(model, codes) - self._most
+            if excess <= 0:
+                return codes
+            cut = self._cut(cut, _coded(codes) - excess - spare)
+            spare += self._most // 500
+        raise PenjingError(
+            f"no weights were found with which the file has {self._most} bytes, the last has "
+            f"{self._most + excess}; train for more epochs or allow a larger file."
+        )
+
+    def _cut(self, low: float, most: int) -> float:
+        """What is to be cut, ``low`` at least, for integers that take ``most`` bytes."""
+        for high in (0.5, 2.0, float(rate_model.LARGEST)):
+            if _coded(self._codes(high)) <= most:
+                break
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _coded(self._codes(middle)) > most else (low, middle)
+        return high
+
+    def _codes(self, cut: float) -> dict[Layer, tuple[Tensor, float]]:
+        """Each layer's integers and step; up to ``cut`` steps more than a half go towards zero."""
+        codes = {}
+        for layer, grid in self._grids.items():
+            with torch.no_grad():
+                steps = _before(layer, grid) / grid.step()
+            sizes = (steps.abs() + 0.5 - cut).floor().clamp(0, rate_model.LARGEST)
+            codes[layer] = steps.sign() * sizes, float(grid.step().detach())
+        return codes
+
+    def _file(self, model: nn.Module, codes: dict[Layer, tuple[Tensor, float]]) -> int:
+        names = {layer: name for name, layer in layers.compressible(model).items()}
+        finished = copy.deepcopy(model)
+        found = layers.compressible(finished)
+        _finish(finished, self._task, {found[names[one]]: what for one, what in codes.items()})
+        for module in finished.modules():
+            layers.unparametrize(module)
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder, "model.onnx")
+            export(finished.cpu().eval(), self._task.example, graph)
+            return container.pack(graph, Path(folder, "model.penjing"))
+
+
+class Pressure(nn.Module):
+    """How strong the penalty is, and what it follows. Buffers, so that an interrupted training goes on
+    as it was."""
+
+    strength: Tensor
+    octaves: Tensor
+    honest: Tensor
+    first: Tensor
+    steps: Tensor
+    progress: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("strength", torch.tensor(2.0**START))
+        self.register_buffer("octaves", torch.tensor(START))
+        self.register_buffer("honest", torch.tensor(1.0))  # bits of the coder for one of the model
+        self.register_buffer("first", torch.tensor(0.0))  # log2 of the bits at the start
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("progress", torch.tensor(0.0))
+
+
+class LearnedGrid(nn.Module):
+    """Parametrization that rounds a weight to ``integer * step``; ``steps`` are the weights last
+    rounded, divided by their step."""
+
+    def __init__(self, step: float, pressure: Pressure) -> None:
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.tensor([math.log(step) / QUICK]))
+        self.pressure = pressure
+        self.steps: Tensor | None = None
+
+    def step(self) -> Tensor:
+        return (QUICK * self.logarithm).exp()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        step = self.step().reshape([1] * weight.dim())
+        steps = weight / step
+        self.steps = steps if torch.is_grad_enabled() else None
+        return grids.to_codes(steps, BITS) * step
+
+
+def _first_step(weight: Tensor) -> float:
+    if not weight.any():
+        return 1.0
+    spread = float(weight[weight != 0].square().mean().sqrt())
+    return max(FINE * spread, float(weight.abs().max()) / ROOM)
+
+
+def _before(layer: Layer, grid: LearnedGrid) -> Tensor:
+    """What ``grid`` rounds; or the rounded weight, if a technique attached later has folded it."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer.weight
+    links = list(cast(nn.ModuleList, layer.parametrizations["weight"]))  # type: ignore[union-attr,index]
+    if grid not in links:
+        return layer.weight
+    value = layers.original(layer)
+    for link in links[: links.index(grid)]:
+        value = link(value)
+    return value
+
+
+def _as_coded(weight: Tensor) -> Tensor:
+    """``[rows, channels, positions]``"""
+    return weight.reshape(*weight.shape[:2], -1)
+
+
+def _coded(codes: dict[Layer, tuple[Tensor, float]]) -> int:
+    return rate_distortion.coded_bytes(GridWeights(one, step, BITS) for one, step in codes.values())
+
+
+def _estimate_norms(model: nn.Module, task: Task) -> None:
+    """Means and variances of what the norms now see, in place of their running averages."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        return
+    device = next(model.parameters()).device
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    with torch.no_grad():
+        for batch in task.calibration(CALIBRATION):
+            model(batch.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _finish(model: nn.Module, task: Task, codes: dict[Layer, tuple[Tensor, float]]) -> None:
+    """Plain layers with weights ``codes * step``, norms folded, scales and biases of few bits."""
+    for layer, (integers, step) in codes.items():
+        layers.fold(layer, LearnedGrid)
+        layer.weight = nn.Parameter(integers * step)
+    layers.fold_batch_norm(model, task.example.to(integers.device))
+    for layer in layers.compressible(model).values():
+        if layer in codes:
+            _few_bits(layer, codes[layer][0])
+
+
+def _few_bits(layer: Layer, integers: Tensor) -> None:
+    """Put a layer, perhaps with a norm folded into it, on ``integers * scale[output channel]``."""
+    flat, weight = integers.flatten(1), layer.weight.detach().flatten(1)
+    energy = flat.square().sum(1)
+    scale = torch.where(energy > 0, (flat * weight).sum(1) / energy.clamp_min(1), 1.0)
+    used = scale[energy > 0]
+    if len(used):
+        scale[energy == 0] = used[0].abs()  # one value more would cost bytes
+        if not torch.allclose(used, used[0], rtol=1e-5, atol=0):
+            scale = _rounded(scale)
+        else:
+            scale[:] = used[0]
+    signed = integers * scale.sign().reshape(-1, *[1] * (integers.dim() - 1))
+    size = scale.abs().clamp_min(grids.SMALLEST_SCALE)
+    layer.weight = nn.Parameter(signed * size.reshape(-1, *[1] * (integers.dim() - 1)))
+    layer.weight_format = IntegerWeights(BITS, size)  # type: ignore[assignment]
+    if layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
+        bias = layer.bias.detach()
+        grid = 2.0 ** math.floor(
+            math.log2(max(float(bias.square().mean().sqrt()), 1e-30) * BIAS_STEP)
+        )
+        layer.bias = nn.Parameter((bias / grid).round() * grid)
+
+
+def _rounded(scale: Tensor) -> Tensor:
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp((mantissa * 2 ** (MANTISSA + 1)).round(), exponent - MANTISSA - 1)

@@ -1,0 +1,132 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from penjing import container, recipe
+from penjing.deploy import measure
+from penjing.deploy.export import export
+from penjing.errors import PenjingError
+from penjing.layers import compressible
+from penjing.tasks import Task, evaluate, from_arrays
+from penjing.techniques.penalize_entropy import PenalizeEntropy
+from penjing.training import TrainSettings, train
+
+TRAIN = {"epochs": 6, "batch_size": 32, "optimizer": "adamw", "lr": 0.005, "augment": False}
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Two kinds of stripes that a small net tells apart."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    images = rng.integers(0, 120, (600, 12, 12, 1)).astype(np.uint8)
+    images[labels == 0, ::3] += 60
+    images[labels == 1, :, ::3] += 60
+    return from_arrays(images, labels)
+
+
+@pytest.fixture(scope="module")
+def net(task: Task) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 2),
+    )  # fmt: skip
+    train(net, task, TrainSettings(**{**TRAIN, "epochs": 2}))
+    return net
+
+
+def small(net: nn.Module, task: Task, size: int, **settings: object) -> nn.Module:
+    stage = {"techniques": [{"penalize_entropy": {"max_bytes": size}}], "train": TRAIN | settings}
+    return recipe.compress(net, task, recipe.parse({"stages": [stage]}))
+
+
+@pytest.mark.parametrize("size", [2_500, 5_000])
+def test_the_file_is_no_larger_and_the_score_stays(
+    size: int, net: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    found = small(net, task, size)
+    graph, packed = tmp_path / "a.onnx", tmp_path / "a.penjing"
+    export(found, task.example, graph)
+    assert 0.8 * size < container.pack(graph, packed) <= size
+    container.unpack(packed, graph)
+    assert measure.score(graph, task, "validation") >= evaluate(net, task, "validation") - 0.03
+
+
+def test_weights_lie_on_grids_whose_scales_have_few_bits(net: nn.Module, task: Task) -> None:
+    found = small(net, task, 4_000)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in found.modules())
+    for layer in compressible(found).values():
+        scale = layer.weight_format.scale
+        steps = layer.weight.detach() / scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+        if len(scale.unique()) > 1:
+            mantissas = torch.frexp(scale)[0] * 32
+            assert torch.equal(mantissas, mantissas.round())
+
+
+def test_too_short_a_training_gives_the_size_all_the_same(
+    net: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    found = small(net, task, 2_500, epochs=0.1)
+    export(found, task.example, tmp_path / "a.onnx")
+    assert container.pack(tmp_path / "a.onnx", tmp_path / "a.penjing") <= 2_500
+
+
+def test_no_room_for_weights_is_said_before_the_training(net: nn.Module, task: Task) -> None:
+    with pytest.raises(PenjingError, match=r"file of 300 bytes is too small: \d+ bytes of it"):
+        small(net, task, 300)
+
+
+def test_not_finite_weights_are_named(net: nn.Module, task: Task) -> None:
+    broken = copy.deepcopy(net)
+    broken[3].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(PenjingError, match="weights of layer 3 hold NaN"):
+        PenalizeEntropy(max_bytes=4_000).attach(broken, task)
+
+
+def test_a_size_is_given_in_bytes_or_in_parts(net: nn.Module, task: Task, tmp_path: Path) -> None:
+    stage = {"techniques": [{"penalize_entropy": {"times_smaller": 20}}], "train": TRAIN}
+    found = recipe.compress(net, task, recipe.parse({"stages": [stage]}))
+    whole = 4 * sum(parameter.numel() for parameter in net.parameters())
+    export(found, task.example, tmp_path / "a.onnx")
+    size = container.pack(tmp_path / "a.onnx", tmp_path / "a.penjing")
+    assert whole / 25 < size <= whole / 20
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_bytes": 4_000, "times_smaller": 20}])
+def test_one_size_is_needed(settings: dict) -> None:
+    with pytest.raises(ValidationError, match="either max_bytes"):
+        PenalizeEntropy(**settings)
+
+
+class StopError(Exception):
+    """Ends a training as if it were killed."""
+
+
+def test_an_interrupted_training_comes_to_the_same_weights(
+    net: nn.Module, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"techniques": [{"penalize_entropy": {"max_bytes": 4_000}}], "train": TRAIN}
+    steps = recipe.parse({"stages": [stage]})
+    whole = recipe.compress(net, task, steps)
+    step = PenalizeEntropy.step
+
+    def killed(self: PenalizeEntropy, model: nn.Module, progress: float) -> None:
+        step(self, model, progress)
+        if progress > 0.5:
+            raise StopError
+
+    monkeypatch.setattr(PenalizeEntropy, "step", killed)
+    with pytest.raises(StopError):
+        recipe.compress(net, task, steps, cache=tmp_path)
+    monkeypatch.setattr(PenalizeEntropy, "step", step)
+    again = recipe.compress(net, task, steps, cache=tmp_path)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
