@@ -111,7 +111,7 @@ def rows(work: str, model: nn.Module, task: Task, aims: list[Aim]) -> list[dict[
         small = compress_weights(model, task, max_bytes=aim.size)
         minutes = (time.perf_counter() - begun) / 60
         found, _ = file_outputs(small, task, work)
-        size = (HOME / f"{work}.penjing").stat().st_size
+        size = packed_bytes(work)
         score = task.score(found, target)
         name = f"{work}, {4 * parameters(model) / size:.1f} times smaller"
         agreed = float((found.argmax(1) == expected.argmax(1)).float().mean())
@@ -141,6 +141,11 @@ def file_outputs(model: nn.Module, task: Task, work: str) -> tuple[Tensor, Tenso
     container.pack(graph, packed)
     container.unpack(packed, graph)
     return measure.outputs(graph, task, "test")
+
+
+def packed_bytes(work: str) -> int:
+    """Of the file that ``file_outputs`` wrote last."""
+    return (HOME / f"{work}.penjing").stat().st_size
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,0 +1,63 @@
+"""The smallest file with training: the entropy penalty on ResNet-20 and VGG-16-BN for CIFAR-10.
+
+    python benchmarks/smallest_trained.py [resnet20_cifar] [vgg16_bn_cifar]
+
+Weights from ../shared/models, recipes from benchmarks/recipes, one result file a net. Trained on
+training images, of which some validate; scored once on all test images. Bytes are those of the whole
+``.penjing`` file; scores are of the file, unpacked and run by ONNX Runtime. Stages are kept in the
+cache folder: stop it, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import results
+from frontier import CACHE, SHARED, need, row
+from penjing import models, recipe
+from smallest import cifar, divergence, file_outputs, packed_bytes, parameters
+
+RECIPES = Path(__file__).parent / "recipes"
+GOALS = {
+    "resnet20_cifar": ("resnet20_cifar-25x", 25, 0.8844 - 0.01),
+    "vgg16_bn_cifar": ("vgg16_bn_cifar-465x", 465, 0.8796 - 0.009),
+}
+"""The recipe, times smaller than the parameters in float32, and least score."""
+
+
+def main() -> None:
+    for name in sys.argv[1:] or list(GOALS):
+        if name not in GOALS:
+            sys.exit(f"{name} is no net of this benchmark; name {' or '.join(GOALS)}")
+        results.write(
+            f"smallest_trained_{name}", rows(name), f"python benchmarks/smallest_trained.py {name}"
+        )
+
+
+def rows(name: str) -> list[dict]:
+    file, times, least = GOALS[name]
+    model = models.load(f"penjing:{name}", weights=need(SHARED / "models" / f"{name}.safetensors"))
+    task, whole = cifar(f"penjing:{name}"), 4 * parameters(model)
+    expected, target = file_outputs(model, task, name)
+    fp32 = task.score(expected, target)
+    begun = time.perf_counter()
+    steps = recipe.load(RECIPES / f"{file}.yaml")
+    small = recipe.compress(model, task, steps, cache=CACHE / "smallest-trained", progress=True)
+    minutes = (time.perf_counter() - begun) / 60
+    found, _ = file_outputs(small, task, name)
+    size, score = packed_bytes(name), task.score(found, target)
+    work = f"{name}, trained, {file.rpartition('-')[2]}"
+    none = (None, "", None, None)
+    return [
+        row(f"{name}, fp32", "top-1, test", fp32, *none),
+        row(work, "file, bytes", size, None, "", int(whole / times), size <= whole / times),
+        row(work, "top-1, test", score, None, "", least, score >= least),
+        row(work, "divergence from fp32, nats", divergence(found, expected), *none),
+        row(work, "minutes of the last run, 2 threads", minutes, *none),
+    ]
+
+
+if __name__ == "__main__":
+    main()
