@@ -31,8 +31,10 @@ QUICK = 5.0
 """How many times faster than weights the logarithms of the steps learn."""
 RAMP_END = 0.65
 """Share of the training after which the weights are to have their size; the rest is for the score."""
-AIM = 0.995
-"""Of the size: what training aims at, so that little is left to cut."""
+AIM = 0.99
+"""Of the size: what training aims at, so that next to nothing is left to cut."""
+LOOKS = (RAMP_END, 0.8, 0.9, 0.95)
+"""Of the training: when a whole file shows what of it is not weights."""
 START, STRONGEST = -7.0, 10.0
 """Octaves of strength: the first, and the most."""
 INTEGRAL, PROPORTIONAL = 80.0, 4.0
@@ -45,8 +47,10 @@ MANTISSA = 4
 """Bits of a channel's scale after the first."""
 BIAS_STEP = 1 / 32
 """Of the root mean square of a layer's biases, at most."""
-CALIBRATION = 512
-"""Images that norms are estimated on at the end."""
+
+
+Codes = dict[Layer, tuple[Tensor, float]]
+"""Integers and step of each layer."""
 
 
 class PenalizeEntropy(Technique):
@@ -55,7 +59,8 @@ class PenalizeEntropy(Technique):
     Weights are rounded to one integer grid a layer whose step learns; the loss holds what the
     integers cost in the container's coder, so that weights that matter little become zero, steps
     become coarse, and channels go whole. The penalty's strength follows the size. Batch norms stay
-    what they are until the end: they are then estimated anew and folded. Activations stay in float.
+    what they are until the end, and are then folded as they ran in training: on images without the
+    training's shifts they would expect something else. Activations stay in float.
     """
 
     name: ClassVar[str] = "penalize_entropy"
@@ -76,7 +81,6 @@ class PenalizeEntropy(Technique):
     _pressure: Pressure = PrivateAttr()
     _task: Task = PrivateAttr()
     _most: int = PrivateAttr(default=0)
-    _wanted: float = PrivateAttr(default=0.0)
     _spent: float = PrivateAttr(default=0.0)
 
     @model_validator(mode="after")
@@ -103,10 +107,8 @@ class PenalizeEntropy(Technique):
             grid = LearnedGrid(_first_step(weight), self._pressure).to(device)
             parametrize.register_parametrization(layer, "weight", grid, unsafe=True)
             self._grids[layer] = grid
-        codes = self._codes(0.0)
-        rest = self._file(model, codes) - _coded(codes)
-        self._wanted = 8 * AIM * (self._most - rest)
-        if self._wanted <= 0:
+        rest = self._rest(model)
+        if self._pressure.wanted <= 0:
             raise PenjingError(
                 f"a file of {self._most} bytes is too small: {rest} bytes of it would not be weights; "
                 "allow a larger file or prune channels first."
@@ -114,10 +116,12 @@ class PenalizeEntropy(Technique):
 
     def penalty(self) -> Tensor:
         """Strength times the mean bits of a weight, as the weights last were."""
-        grids = self._grids.values()
-        spent = [rate_model.bits(_as_coded(grid.steps)) for grid in grids if grid.steps is not None]
-        number = sum(grid.steps.numel() for grid in grids if grid.steps is not None)
+        steps = [grid.steps for grid in self._grids.values() if grid.steps is not None]
+        for grid in self._grids.values():
+            grid.steps = None  # the graph behind it ends with this step
+        spent = [rate_model.bits(_as_coded(one)) for one in steps]
         self._spent = sum(whole for _, whole in spent)
+        number = sum(one.numel() for one in steps)
         return self._pressure.strength / number * torch.stack([bits for bits, _ in spent]).sum()
 
     def step(self, model: nn.Module, progress: float) -> None:
@@ -127,10 +131,12 @@ class PenalizeEntropy(Technique):
         pressure = self._pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
             pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
+        if any(float(pressure.progress) < look <= progress for look in LOOKS):
+            self._rest(model)
         now = math.log2(float(pressure.honest) * self._spent)
         if not pressure.steps:
             pressure.first.fill_(now)
-        first, last = float(pressure.first), math.log2(self._wanted)
+        first, last = float(pressure.first), math.log2(max(float(pressure.wanted), 1.0))
         excess = now - first - (last - first) * min(progress / RAMP_END, 1.0)
         pressure.steps += 1
         passed = progress - float(pressure.progress)
@@ -140,30 +146,33 @@ class PenalizeEntropy(Technique):
         pressure.strength.fill_(2.0 ** min(octaves, STRONGEST))
 
     def bake(self, model: nn.Module) -> None:
-        """Estimate norms anew, cut what is still too much, fold; scales and biases get few bits."""
-        _estimate_norms(model, self._task)
-        codes = self._fitting(model)
-        _finish(model, self._task, codes)
-        self._grids.clear()
+        """Cut what is still too much, fold norms; scales and biases get few bits.
 
-    def _fitting(self, model: nn.Module) -> dict[Layer, tuple[Tensor, float]]:
-        """Integers whose file is not larger than it may be.
-
-        What is too much is cut: weights that were rounded away from zero by least are rounded towards
-        it; and when training was too short for the size, more than those.
+        Cut are weights that were rounded away from zero by least; and when training was too short for
+        the size, more than those.
         """
         cut, spare = 0.0, 0
         for _ in range(FILES):
             codes = self._codes(cut)
             excess = self._file(model, codes) - self._most
             if excess <= 0:
-                return codes
+                break
             cut = self._cut(cut, _coded(codes) - excess - spare)
             spare += self._most // 500
-        raise PenjingError(
-            f"no weights were found with which the file has {self._most} bytes, the last has "
-            f"{self._most + excess}; train for more epochs or allow a larger file."
-        )
+        else:
+            raise PenjingError(
+                f"no weights were found with which the file has {self._most} bytes, the last has "
+                f"{self._most + excess}; train for more epochs or allow a larger file."
+            )
+        self._finish(model, codes)
+        self._grids.clear()
+
+    def _rest(self, model: nn.Module) -> int:
+        """Bytes of the file that are not weights; what is left for weights becomes what is wanted."""
+        codes = self._codes(0.0)
+        rest = self._file(model, codes) - _coded(codes)
+        self._pressure.wanted.fill_(8 * AIM * (self._most - rest))
+        return rest
 
     def _cut(self, low: float, most: int) -> float:
         """What is to be cut, ``low`` at least, for integers that take ``most`` bytes."""
@@ -175,7 +184,7 @@ class PenalizeEntropy(Technique):
             low, high = (middle, high) if _coded(self._codes(middle)) > most else (low, middle)
         return high
 
-    def _codes(self, cut: float) -> dict[Layer, tuple[Tensor, float]]:
+    def _codes(self, cut: float) -> Codes:
         """Each layer's integers and step; up to ``cut`` steps more than a half go towards zero."""
         codes = {}
         for layer, grid in self._grids.items():
@@ -185,17 +194,28 @@ class PenalizeEntropy(Technique):
             codes[layer] = steps.sign() * sizes, float(grid.step().detach())
         return codes
 
-    def _file(self, model: nn.Module, codes: dict[Layer, tuple[Tensor, float]]) -> int:
+    def _file(self, model: nn.Module, codes: Codes) -> int:
         names = {layer: name for name, layer in layers.compressible(model).items()}
         finished = copy.deepcopy(model)
         found = layers.compressible(finished)
-        _finish(finished, self._task, {found[names[one]]: what for one, what in codes.items()})
+        of_copy = {found[names[layer]]: what for layer, what in codes.items()}
+        self._finish(finished, of_copy)
         for module in finished.modules():
             layers.unparametrize(module)
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder, "model.onnx")
             export(finished.cpu().eval(), self._task.example, graph)
             return container.pack(graph, Path(folder, "model.penjing"))
+
+    def _finish(self, model: nn.Module, codes: Codes) -> None:
+        """Plain layers with weights ``integers * step``, norms folded, scales and biases of few bits."""
+        for layer, (integers, step) in codes.items():
+            layers.fold(layer, LearnedGrid)
+            layer.weight = nn.Parameter(integers * step)
+        layers.fold_batch_norm(model, self._task.example.to(integers.device))
+        for layer in layers.compressible(model).values():
+            if layer in codes:
+                _few_bits(layer, codes[layer][0])
 
 
 class Pressure(nn.Module):
@@ -208,6 +228,7 @@ class Pressure(nn.Module):
     first: Tensor
     steps: Tensor
     progress: Tensor
+    wanted: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,6 +238,7 @@ class Pressure(nn.Module):
         self.register_buffer("first", torch.tensor(0.0))  # log2 of the bits at the start
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("progress", torch.tensor(0.0))
+        self.register_buffer("wanted", torch.tensor(0.0))  # bits of all weights at the end
 
 
 class LearnedGrid(nn.Module):
@@ -264,40 +286,8 @@ def _as_coded(weight: Tensor) -> Tensor:
     return weight.reshape(*weight.shape[:2], -1)
 
 
-def _coded(codes: dict[Layer, tuple[Tensor, float]]) -> int:
+def _coded(codes: Codes) -> int:
     return rate_distortion.coded_bytes(GridWeights(one, step, BITS) for one, step in codes.values())
-
-
-def _estimate_norms(model: nn.Module, task: Task) -> None:
-    """Means and variances of what the norms now see, in place of their running averages."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
-        return
-    device = next(model.parameters()).device
-    model.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-        norm.train()
-    with torch.no_grad():
-        for batch in task.calibration(CALIBRATION):
-            model(batch.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-
-
-def _finish(model: nn.Module, task: Task, codes: dict[Layer, tuple[Tensor, float]]) -> None:
-    """Plain layers with weights ``codes * step``, norms folded, scales and biases of few bits."""
-    for layer, (integers, step) in codes.items():
-        layers.fold(layer, LearnedGrid)
-        layer.weight = nn.Parameter(integers * step)
-    layers.fold_batch_norm(model, task.example.to(integers.device))
-    for layer in layers.compressible(model).values():
-        if layer in codes:
-            _few_bits(layer, codes[layer][0])
 
 
 def _few_bits(layer: Layer, integers: Tensor) -> None:
