@@ -130,3 +130,14 @@ def test_an_interrupted_training_comes_to_the_same_weights(
     again = recipe.compress(net, task, steps, cache=tmp_path)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_biases_of_few_bits_go_with_it(net: nn.Module, task: Task, tmp_path: Path) -> None:
+    entries = [{"penalize_entropy": {"max_bytes": 3_000}}, {"round_biases": {"bits": 4}}]
+    steps = recipe.parse({"stages": [{"techniques": entries, "train": TRAIN}]})
+    found = recipe.compress(net, task, steps)
+    for layer in compressible(found).values():
+        coarse = 2**10 * layer.bias.detach()
+        assert torch.equal(coarse, coarse.round())
+    export(found, task.example, tmp_path / "a.onnx")
+    assert container.pack(tmp_path / "a.onnx", tmp_path / "a.penjing") <= 3_000

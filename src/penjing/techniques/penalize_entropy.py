@@ -128,6 +128,8 @@ class PenalizeEntropy(Technique):
         """Strengthen or weaken the penalty by how far the size is from what it should be by now."""
         if not self._spent:  # nothing has run yet
             return
+        for grid in self._grids.values():
+            grid.keep_coarse()
         pressure = self._pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
             pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
@@ -248,16 +250,22 @@ class LearnedGrid(nn.Module):
     def __init__(self, step: float, pressure: Pressure) -> None:
         super().__init__()
         self.logarithm = nn.Parameter(torch.tensor([math.log(step) / QUICK]))
+        self.finest = math.log(step) / QUICK
         self.pressure = pressure
         self.steps: Tensor | None = None
 
     def step(self) -> Tensor:
         return (QUICK * self.logarithm).exp()
 
+    def keep_coarse(self) -> None:
+        """Small layers feel the penalty least: their steps would become finer than they need."""
+        with torch.no_grad():
+            self.logarithm.clamp_(min=self.finest)
+
     def forward(self, weight: Tensor) -> Tensor:
         step = self.step().reshape([1] * weight.dim())
         steps = weight / step
-        self.steps = steps if torch.is_grad_enabled() else None
+        self.steps = steps if self.training and torch.is_grad_enabled() else None
         return grids.to_codes(steps, BITS) * step
 
 
