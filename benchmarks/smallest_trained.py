@@ -11,7 +11,6 @@ cache folder: stop it, and the same command goes on.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import results
@@ -42,10 +41,8 @@ def rows(name: str) -> list[dict]:
     task, whole = cifar(f"penjing:{name}"), 4 * parameters(model)
     expected, target = file_outputs(model, task, name)
     fp32 = task.score(expected, target)
-    begun = time.perf_counter()
     steps = recipe.load(RECIPES / f"{file}.yaml")
     small = recipe.compress(model, task, steps, cache=CACHE / "smallest-trained", progress=True)
-    minutes = (time.perf_counter() - begun) / 60
     found, _ = file_outputs(small, task, name)
     size, score = packed_bytes(name), task.score(found, target)
     work = f"{name}, trained, {file.rpartition('-')[2]}"
@@ -55,7 +52,6 @@ def rows(name: str) -> list[dict]:
         row(work, "file, bytes", size, None, "", int(whole / times), size <= whole / times),
         row(work, "top-1, test", score, None, "", least, score >= least),
         row(work, "divergence from fp32, nats", divergence(found, expected), *none),
-        row(work, "minutes of the last run, 2 threads", minutes, *none),
     ]
 
 

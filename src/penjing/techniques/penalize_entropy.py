@@ -199,11 +199,14 @@ class PenalizeEntropy(Technique):
     def _file(self, model: nn.Module, codes: Codes) -> int:
         names = {layer: name for name, layer in layers.compressible(model).items()}
         finished = copy.deepcopy(model)
-        found = layers.compressible(finished)
-        of_copy = {found[names[layer]]: what for layer, what in codes.items()}
-        self._finish(finished, of_copy)
         for module in finished.modules():
             layers.unparametrize(module)
+        found = layers.compressible(finished)
+        of_copy = {}
+        for layer, (integers, step) in codes.items():
+            same = found[names[layer]]
+            of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
+        self._finish(finished, of_copy)
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder, "model.onnx")
             export(finished.cpu().eval(), self._task.example, graph)
