@@ -78,7 +78,8 @@ def test_combinations_are_found_and_every_point_is_a_real_file(
     assert study.best is not None
     assert study.best.point.packed_bytes <= 6000 < study.baseline.packed_bytes
     for point in study.points.values():
-        if point.trained:
+        # A penalty is of no use without training, and its size is set beforehand.
+        if point.trained and not Candidate(**point.candidate).weights.startswith("small"):
             untrained = study.points[Candidate(**{**point.candidate, "epochs": 0.0}).name]
             assert untrained.packed_bytes <= 6600, "what is too large is not trained"
     for point in study.frontier:
