@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 import results
-from frontier import CACHE, SHARED, need, penjing, row
+from frontier import CACHE, SHARED, named, need, penjing, row
 from penjing import container, models, recipe, tasks
 from penjing.container.streams import Coder
 from penjing.deploy import measure
@@ -65,11 +65,8 @@ NETS = {
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(NETS)
+    chosen = named(NETS)
     task = tasks.load("torchvision:MNIST", root=need(SHARED / "data" / "mnist"))
-    for name in chosen:
-        if name not in NETS:
-            sys.exit(f"{name} is no net of this benchmark; name {' or '.join(NETS)}")
     for name in chosen:
         rows = _rows(name, NETS[name], task)
         command = f"python benchmarks/deep_compression.py {name}"

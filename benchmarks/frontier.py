@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def penjing(*arguments: object) -> dict[str, Any]:
     if not done.stdout:
         sys.exit(done.returncode)
     return json.loads(done.stdout)
+
+
+def named(known: Iterable[str]) -> list[str]:
+    """The nets ``known`` that the command line names, or all; the end of the script for another."""
+    known = list(known)
+    for name in sys.argv[1:]:
+        if name not in known:
+            sys.exit(f"{name} is no net of this benchmark; name {' or '.join(known)}")
+    return sys.argv[1:] or known
 
 
 def unpack(archive: Path, target: Path) -> Path:

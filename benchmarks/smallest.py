@@ -13,7 +13,6 @@ the file, unpacked and run by ONNX Runtime.
 from __future__ import annotations
 
 import io
-import sys
 import tarfile
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import results
-from frontier import CACHE, SHARED, need, row, unpack
+from frontier import CACHE, SHARED, named, need, row, unpack
 from int8 import IMAGES, PREPROCESSING, efficientnet_lite0
 from penjing import container, models
 from penjing.deploy import measure
@@ -52,9 +51,7 @@ NAMES = ("efficientnet_lite0", *CIFAR)
 
 
 def main() -> None:
-    for name in sys.argv[1:] or NAMES:
-        if name not in NAMES:
-            sys.exit(f"{name} is no net of this benchmark; name {' or '.join(NAMES)}")
+    for name in named(NAMES):
         command = f"python benchmarks/smallest.py {name}"
         results.write(f"smallest_{name}", rows(*net(name)), command)
 
