@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from penjing.errors import PenjingError
+
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
@@ -45,6 +47,13 @@ WeightFormat = IntegerWeights | CodebookWeights
 def compressible(model: nn.Module) -> dict[str, Layer]:
     """The convolutional and fully connected layers of ``model`` by dotted name, in definition order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
+
+
+def check_finite(found: dict[str, Layer]) -> None:
+    """Raise ``PenjingError`` where the weights of a layer ``found`` hold NaN or infinity."""
+    for name, layer in found.items():
+        if not torch.isfinite(layer.weight).all():
+            raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
 
 
 def is_sparse(layer: Layer) -> bool:

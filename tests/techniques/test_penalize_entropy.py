@@ -47,15 +47,19 @@ def small(net: nn.Module, task: Task, size: int, **settings: object) -> nn.Modul
     return recipe.compress(net, task, recipe.parse({"stages": [stage]}))
 
 
+def file_bytes(net: nn.Module, task: Task, folder: Path) -> int:
+    export(net, task.example, folder / "a.onnx")
+    return container.pack(folder / "a.onnx", folder / "a.penjing")
+
+
 @pytest.mark.parametrize("size", [2_500, 5_000])
 def test_the_file_is_no_larger_and_the_score_stays(
     size: int, net: nn.Module, task: Task, tmp_path: Path
 ) -> None:
     found = small(net, task, size)
-    graph, packed = tmp_path / "a.onnx", tmp_path / "a.penjing"
-    export(found, task.example, graph)
-    assert 0.8 * size < container.pack(graph, packed) <= size
-    container.unpack(packed, graph)
+    assert 0.8 * size < file_bytes(found, task, tmp_path) <= size
+    graph = tmp_path / "a.onnx"
+    container.unpack(tmp_path / "a.penjing", graph)
     assert measure.score(graph, task, "validation") >= evaluate(net, task, "validation") - 0.03
 
 
@@ -75,8 +79,7 @@ def test_too_short_a_training_gives_the_size_all_the_same(
     net: nn.Module, task: Task, tmp_path: Path
 ) -> None:
     found = small(net, task, 2_500, epochs=0.1)
-    export(found, task.example, tmp_path / "a.onnx")
-    assert container.pack(tmp_path / "a.onnx", tmp_path / "a.penjing") <= 2_500
+    assert file_bytes(found, task, tmp_path) <= 2_500
 
 
 def test_no_room_for_weights_is_said_before_the_training(net: nn.Module, task: Task) -> None:
@@ -95,9 +98,7 @@ def test_a_size_is_given_in_bytes_or_in_parts(net: nn.Module, task: Task, tmp_pa
     stage = {"techniques": [{"penalize_entropy": {"times_smaller": 20}}], "train": TRAIN}
     found = recipe.compress(net, task, recipe.parse({"stages": [stage]}))
     whole = 4 * sum(parameter.numel() for parameter in net.parameters())
-    export(found, task.example, tmp_path / "a.onnx")
-    size = container.pack(tmp_path / "a.onnx", tmp_path / "a.penjing")
-    assert whole / 25 < size <= whole / 20
+    assert whole / 25 < file_bytes(found, task, tmp_path) <= whole / 20
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_bytes": 4_000, "times_smaller": 20}])
@@ -139,5 +140,4 @@ def test_biases_of_few_bits_go_with_it(net: nn.Module, task: Task, tmp_path: Pat
     for layer in compressible(found).values():
         coarse = 2**10 * layer.bias.detach()
         assert torch.equal(coarse, coarse.round())
-    export(found, task.example, tmp_path / "a.onnx")
-    assert container.pack(tmp_path / "a.onnx", tmp_path / "a.penjing") <= 3_000
+    assert file_bytes(found, task, tmp_path) <= 3_000

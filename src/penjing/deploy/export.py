@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from onnx_ir.passes import InPlacePass
 from torch import Tensor, nn
 
-from penjing import layers
+from penjing import container, layers
 from penjing.deploy.deployed_layer import DeployedLayer, take_layers
 from penjing.deploy.passes import PlainGraph, lowering
 from penjing.errors import PenjingError
@@ -59,6 +60,14 @@ def export(
         step(graph)
     ir.save(graph, str(path))
     return notes
+
+
+def packed_bytes(model: nn.Module, example: Tensor) -> int:
+    """Bytes of the ``.penjing`` file of ``model``, which is on the CPU; the file is not kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder, "model.onnx")
+        export(model, example, graph)
+        return container.pack(graph, Path(folder, "model.penjing"))
 
 
 def _opset(taken: list[DeployedLayer]) -> int:

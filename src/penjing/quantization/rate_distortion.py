@@ -86,13 +86,12 @@ def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> Grid
 
 def predicted(layer: Layer, known: Sensitivity, one: GridWeights) -> float:
     """Divergence that putting ``layer`` on its grid should cause, by ``known``."""
-    mean = float((known.gain[:, None] * known.elimination.remaining).mean())
-    return layer.weight.numel() * one.step**2 / 24 * mean
+    return layer.weight.numel() * one.step**2 / 24 * known.weight_gain
 
 
 def _step(known: Sensitivity, distortion: float) -> float:
     """0 for a layer that does not matter: it gets the finest grid, which its zeros make cheap."""
-    mean = float((known.gain[:, None] * known.elimination.remaining).mean())
+    mean = known.weight_gain
     return math.sqrt(12 * distortion / mean) if mean > 0 else 0.0
 
 

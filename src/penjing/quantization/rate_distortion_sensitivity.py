@@ -51,6 +51,11 @@ class Sensitivity:
     gain: Tensor
     bias_gain: float
 
+    @property
+    def weight_gain(self) -> float:
+        """The same of one weight that later ones make good: the mean."""
+        return float((self.gain[:, None] * self.elimination.remaining).mean())
+
 
 def sensitivities(
     model: nn.Module, found: dict[str, Layer], batches: Sequence[Tensor], *, classifies: bool

@@ -33,17 +33,16 @@ def bits(steps: Tensor) -> tuple[Tensor, float]:
     """
     sizes = steps.abs()
     integers = sizes.detach().round().clamp_max_(LARGEST)
-    classes = _classes(integers)
-    lengths = _code_lengths(classes, integers.long())
-    below = sizes.detach().floor().clamp_max_(LARGEST - 1)
-    at = (classes * (LARGEST + 1)).add_(below.long())
-    flat = lengths.flatten()
-    low = flat[at]
     # In place on what has no gradient: layers of millions of weights come by at each step.
-    slope = flat[at.add_(1)].sub_(low)
+    tables = _classes(integers).mul_(LARGEST + 1)
+    nearest = tables + integers.long()
+    lengths = _code_lengths(nearest)
+    below = sizes.detach().floor().clamp_max_(LARGEST - 1)
+    at = tables.add_(below.long())
+    low = lengths[at]
+    slope = lengths[at.add_(1)].sub_(low)
     spent = (low + (sizes - below).clamp_max(1.0) * slope).sum()
-    rounded = flat[(classes * (LARGEST + 1)).add_(integers.long())].sum()
-    return spent, float(rounded)
+    return spent, float(lengths[nearest].sum())
 
 
 def _classes(integers: Tensor) -> Tensor:
@@ -68,11 +67,10 @@ def _ratio(
     return others.add_(weight * mean).div_((number - 1 + weight) * mean).log2_()
 
 
-def _code_lengths(classes: Tensor, integers: Tensor) -> Tensor:
-    """Bits ``[CLASSES, LARGEST + 1]`` of each magnitude in each class, with its sign; they never
-    fall."""
-    size = CLASSES * (LARGEST + 1)
-    seen = torch.bincount((classes * (LARGEST + 1) + integers).flatten(), minlength=size)
+def _code_lengths(nearest: Tensor) -> Tensor:
+    """Bits of each magnitude, with its sign, in each class: ``[CLASSES * (LARGEST + 1)]``, one class
+    after another, in each of which they never fall. ``nearest``: the place there of each integer."""
+    seen = torch.bincount(nearest.flatten(), minlength=CLASSES * (LARGEST + 1))
     seen = seen.to(torch.float32).reshape(CLASSES, LARGEST + 1)
     octaves = (torch.arange(CLASSES, device=seen.device) + LOWEST) / 2
     expected = torch.exp2(octaves)[:, None]
@@ -80,4 +78,4 @@ def _code_lengths(classes: Tensor, integers: Tensor) -> Tensor:
     geometric = (expected / (1 + expected)) ** magnitudes / (1 + expected)
     likely = seen + PRIOR * geometric.clamp_min(LIMIT**2)
     lengths = likely.sum(1, keepdim=True).log2() - likely.log2() + (magnitudes > 0)
-    return lengths.cummax(1).values
+    return lengths.cummax(1).values.flatten()

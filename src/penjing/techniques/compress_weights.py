@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -12,8 +10,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import container, layers
-from penjing.deploy.export import export
+from penjing import layers
+from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
 from penjing.layers import IntegerWeights, Layer
 from penjing.quantization import rate_distortion, rate_distortion_sensitivity, statistics
@@ -76,9 +74,7 @@ class CompressWeights(Technique):
         """
         device = next(model.parameters()).device
         found = layers.compressible(model)
-        for name, layer in found.items():
-            if not torch.isfinite(layer.weight).all():
-                raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
+        layers.check_finite(found)
         layers.fold_batch_norm(model, task.example.to(device))
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
         some = torch.cat(batches)[:CORRECTION_IMAGES]
@@ -188,10 +184,7 @@ class _Search:
         return rate_distortion.coded_bytes(self.chosen(distortion).values())
 
     def _file(self, distortion: float) -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            graph = Path(folder, "model.onnx")
-            export(self._compressed(distortion).cpu(), self.task.example, graph)
-            return container.pack(graph, Path(folder, "model.penjing"))
+        return packed_bytes(self._compressed(distortion).cpu(), self.task.example)
 
     def _compressed(self, distortion: float) -> nn.Module:
         model = copy.deepcopy(self.model)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
-from pathlib import Path
 from typing import ClassVar, cast
 
 import torch
@@ -13,8 +11,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import container, layers
-from penjing.deploy.export import export
+from penjing import layers
+from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
 from penjing.layers import IntegerWeights, Layer
 from penjing.quantization import grids, rate_distortion, rate_model
@@ -100,11 +98,10 @@ class PenalizeEntropy(Technique):
         self._most = self.max_bytes or int(whole / (self.times_smaller or 1.0))
         device = next(model.parameters()).device
         self._pressure = Pressure().to(device)
-        for name, layer in layers.compressible(model).items():
-            weight = layer.weight.detach()
-            if not torch.isfinite(weight).all():
-                raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
-            grid = LearnedGrid(_first_step(weight), self._pressure).to(device)
+        found = layers.compressible(model)
+        layers.check_finite(found)
+        for layer in found.values():
+            grid = LearnedGrid(_first_step(layer.weight.detach()), self._pressure).to(device)
             parametrize.register_parametrization(layer, "weight", grid, unsafe=True)
             self._grids[layer] = grid
         rest = self._rest(model)
@@ -207,10 +204,7 @@ class PenalizeEntropy(Technique):
             same = found[names[layer]]
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
-        with tempfile.TemporaryDirectory() as folder:
-            graph = Path(folder, "model.onnx")
-            export(finished.cpu().eval(), self._task.example, graph)
-            return container.pack(graph, Path(folder, "model.penjing"))
+        return packed_bytes(finished.cpu().eval(), self._task.example)
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
         """Plain layers with weights ``integers * step``, norms folded, scales and biases of few bits."""
@@ -218,9 +212,8 @@ class PenalizeEntropy(Technique):
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
         layers.fold_batch_norm(model, self._task.example.to(integers.device))
-        for layer in layers.compressible(model).values():
-            if layer in codes:
-                _few_bits(layer, codes[layer][0])
+        for layer, (integers, _) in codes.items():
+            _few_bits(layer, integers)
 
 
 class Pressure(nn.Module):
@@ -252,8 +245,8 @@ class LearnedGrid(nn.Module):
 
     def __init__(self, step: float, pressure: Pressure) -> None:
         super().__init__()
-        self.logarithm = nn.Parameter(torch.tensor([math.log(step) / QUICK]))
         self.finest = math.log(step) / QUICK
+        self.logarithm = nn.Parameter(torch.tensor([self.finest]))
         self.pressure = pressure
         self.steps: Tensor | None = None
 
