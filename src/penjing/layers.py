@@ -8,6 +8,7 @@ weights are to stay zero in later training).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -120,6 +121,19 @@ def unparametrize(module: nn.Module) -> None:
     del module.parametrizations
     for name, value in values.items():
         setattr(module, name, nn.Parameter(value))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy on which other tensors can be parametrized than on ``model``.
+
+    A copy of PyTorch's own shares the classes that parametrizations make, and so their properties.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if parametrize.is_parametrized(module):
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+    return twin
 
 
 def batch_norm_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:

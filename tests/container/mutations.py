@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import chain, graph
+from walks import walk
 
 from penjing.container import format, inspect, read_tensor, unpack, wire
 from penjing.container.damage import DamageError
@@ -68,11 +69,13 @@ def seeds() -> list[Seed]:
     branch = helper.make_node("If", ["x"], ["z"], then_branch=inner)
     rare = np.where(rng.random((60, 40)) < 0.02, rng.integers(-9, 9, (60, 40)), 0).astype(np.int8)
     wide = np.where(rng.random((60, 40)) < 0.1, rng.integers(-99, 99, (60, 40)), 0).astype(np.int8)
+    dependent = walk((8, 6, 9), 3, rng).reshape(8, 6, 3, 3).astype(np.int8)
     few = [np.arange(5, dtype=np.int64), np.ones(3, bool), np.float64(2.5), np.zeros((0, 2))]
     files = [
         (chain(conv), "arithmetic"),
         (chain(conv, rng.laplace(0, 9, (12, 9)).astype(np.int8)), "arithmetic"),
         (chain(smooth), "arithmetic"),
+        (chain(dependent, dependent[:4]), "arithmetic"),
         (chain(pruned.astype(np.float32)), "arithmetic"),
         (chain(shared.astype(np.float16)), "arithmetic"),
         (chain(wide), "arithmetic"),

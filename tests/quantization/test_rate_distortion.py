@@ -57,7 +57,8 @@ def test_sensitivity_leaves_the_model_as_it_was(net, batches) -> None:
     assert all(p.grad is None and not p.requires_grad for p in net.parameters())
 
 
-def test_distortion_is_the_divergence_it_costs_a_weight(net, batches) -> None:
+@pytest.mark.parametrize("dependent", [False, True])
+def test_distortion_is_the_divergence_it_costs_a_weight(net, batches, dependent) -> None:
     """Half a square form for each weight: the prediction that sets all steps."""
     found = compressible(net)
     known = sensitivities(net, found, batches, classifies=True)
@@ -66,7 +67,7 @@ def test_distortion_is_the_divergence_it_costs_a_weight(net, batches) -> None:
     torch.manual_seed(0)
     costs = []
     for name in ("0", "5"):
-        chosen = rate_distortion.choose(found, known, 1e-5)[name]
+        chosen = rate_distortion.choose(found, known, 1e-5, dependent=dependent)[name]
         with torch.no_grad():
             expected = torch.cat([original(x) for x in batches])
             found[name].weight.copy_(chosen.weight)
@@ -77,7 +78,8 @@ def test_distortion_is_the_divergence_it_costs_a_weight(net, batches) -> None:
     assert all(0.1 < cost < 3 for cost in costs), costs
 
 
-def test_less_distortion_costs_more_bytes_and_less_divergence(net, batches) -> None:
+@pytest.mark.parametrize("dependent", [False, True])
+def test_less_distortion_costs_more_bytes_and_less_divergence(net, batches, dependent) -> None:
     found = compressible(net)
     known = sensitivities(net, found, batches, classifies=True)
     weights = {name: layer.weight.detach().clone() for name, layer in found.items()}
@@ -87,7 +89,7 @@ def test_less_distortion_costs_more_bytes_and_less_divergence(net, batches) -> N
         for distortion in (1e-6, 1e-5, 1e-4):
             for name in found:
                 found[name].weight.copy_(weights[name])
-            chosen = rate_distortion.choose(found, known, distortion)
+            chosen = rate_distortion.choose(found, known, distortion, dependent=dependent)
             sizes.append(rate_distortion.coded_bytes(chosen.values()))
             for name, one in chosen.items():
                 assert torch.equal(one.codes, one.codes.round())
@@ -98,13 +100,14 @@ def test_less_distortion_costs_more_bytes_and_less_divergence(net, batches) -> N
     assert losses == sorted(losses)
 
 
-def test_zeros_stay_and_layers_that_never_ran_are_fine(net, batches) -> None:
+@pytest.mark.parametrize("dependent", [False, True])
+def test_zeros_stay_and_layers_that_never_ran_are_fine(net, batches, dependent) -> None:
     found = compressible(net)
     known = sensitivities(net, found, batches, classifies=True)
     with torch.no_grad():
         net[0].weight[:, 1] = 0
     del known["5"]
-    chosen = rate_distortion.choose(found, known, 1e-5)
+    chosen = rate_distortion.choose(found, known, 1e-5, dependent=dependent)
     assert (chosen["0"].codes[:, 1] == 0).all()
     error = (chosen["5"].weight - net[5].weight.detach()).abs().max()
     assert float(error) <= 0.51 * chosen["5"].step
@@ -114,7 +117,7 @@ def test_a_layer_without_influence_does_no_harm() -> None:
     layer = nn.Conv2d(2, 3, 1)
     moments = 1e-38 * torch.eye(2)[None]
     known = Sensitivity(moments, eliminate(moments), torch.zeros(1), 0.0)
-    chosen = rate_distortion.choose({"a": layer}, {"a": known}, 1e-5)["a"]
+    chosen = rate_distortion.choose({"a": layer}, {"a": known}, 1e-5, dependent=True)["a"]
     assert torch.isfinite(chosen.codes).all()
 
 
@@ -158,12 +161,13 @@ def test_training_starts_inside_the_cell_of_the_integer() -> None:
     torch.testing.assert_close(found[0, 2], torch.tensor(0.3 * (1 - rate_distortion.INSIDE)))
 
 
-def test_measuring_mends_a_wrong_sensitivity(net, batches, monkeypatch) -> None:
+@pytest.mark.parametrize("dependent", [False, True])
+def test_measuring_mends_a_wrong_sensitivity(net, batches, monkeypatch, dependent) -> None:
     """Whatever the gains were, they end in the proportion of the divergences that were measured."""
     monkeypatch.setattr(rate_distortion_sensitivity, "MOST_REFINED", 10.0)
     found = compressible(net)
     known = sensitivities(net, found, batches, classifies=True)
-    chosen = rate_distortion.choose(found, known, 1e-5)
+    chosen = rate_distortion.choose(found, known, 1e-5, dependent=dependent)
     rounded = {name: one.weight for name, one in chosen.items()}
     wrong = dict(known, **{"5": replace(known["5"], gain=known["5"].gain * 3)})
     images = torch.cat(batches)
@@ -184,8 +188,8 @@ def test_layers_with_a_few_large_weights_get_integers_of_16_bits() -> None:
         layer.weight[2] *= 200
     moments = torch.eye(9)[None]
     known = Sensitivity(moments, eliminate(moments), torch.tensor([1.0]), 0.0)
-    fine = rate_distortion.choose({"a": layer}, {"a": known}, 1e-4)["a"]
-    coarse = rate_distortion.choose({"a": layer}, {"a": known}, 1.0)["a"]
+    fine = rate_distortion.choose({"a": layer}, {"a": known}, 1e-4, dependent=True)["a"]
+    coarse = rate_distortion.choose({"a": layer}, {"a": known}, 1.0, dependent=True)["a"]
     assert (fine.bits, coarse.bits) == (16, 8)
     assert fine.step == pytest.approx(math.sqrt(12 * 1e-4)) and fine.codes.abs().max() > 127
     difference = (fine.weight - layer.weight.detach()).abs().max()

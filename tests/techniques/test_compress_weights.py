@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from penjing import container
 from penjing.deploy.export import export
 from penjing.errors import PenjingError
-from penjing.layers import compressible
+from penjing.layers import compressible, fold_batch_norm
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.compress_weights import CompressWeights, compress_weights
+from penjing.techniques.round_biases import RoundBiases
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,36 @@ def test_the_file_has_the_size_that_was_asked_for(
 ) -> None:
     small = compress_weights(net, task, max_bytes=size)
     assert 0.95 * size <= file_bytes(small, task, tmp_path) <= size
+
+
+def test_layers_may_be_parametrized_already(net: nn.Module, task: Task, tmp_path: Path) -> None:
+    rounded = RoundBiases(bits=8)
+    fold_batch_norm(net, task.example)
+    rounded.attach(net, task)
+    run = CompressWeights(max_bytes=6_000)
+    run.attach(net, task)
+    run.bake(net)
+    rounded.bake(net)
+    assert 0.95 * 6_000 <= file_bytes(net, task, tmp_path) <= 6_000
+
+
+def test_in_training_integers_do_not_depend_on_one_another(net: nn.Module, task: Task) -> None:
+    run = CompressWeights(distortion=1e-5)
+    run.attach(net, task)
+    steps = {n: layer.parametrizations["weight"][0].scale for n, layer in compressible(net).items()}
+    before = {name: float(step) for name, step in steps.items()}
+    run.step(net, 0.0)
+    found = compressible(net)
+    after = {n: float(layer.parametrizations["weight"][0].scale) for n, layer in found.items()}
+    # Twice as far apart, and all of them allowed; outputs are corrected a little differently.
+    assert all(1.8 < after[name] / before[name] < 2.2 for name in found)
+    with torch.no_grad():
+        steps = after["6"]
+        found["6"].parametrizations["weight"].original.add_(steps)
+    run.step(net, 0.5)  # what has learned stays
+    moved = found["6"].weight.detach() / steps
+    run.bake(net)
+    torch.testing.assert_close(found["6"].weight.detach() / steps, moved)
 
 
 def test_no_file_is_that_small(net: nn.Module, task: Task) -> None:

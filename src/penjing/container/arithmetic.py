@@ -3,6 +3,10 @@
 Each context (see ``contexts``) has its own adaptive histogram, which starts from a Laplace
 distribution or from the histogram that earlier tensors left. Symbols of one context in one block
 are coded with one call, which is what makes it fast.
+
+Planes of dependent quantization (see ``trellis``) are coded in two steps a block: first whether the
+values' indices are odd, which says what grid each value lies on, then the values, by histograms of
+what is on that grid and has that parity.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Callable, Iterator
 import constriction
 import numpy as np
 
+from penjing.container import trellis
 from penjing.container.contexts import (
     CLASSES,
     LEVEL_CENTRES,
@@ -23,6 +28,7 @@ from penjing.container.contexts import (
     class_magnitude,
 )
 from penjing.container.damage import DamageError
+from penjing.container.trellis import Path
 
 RangeEncoder = constriction.stream.queue.RangeEncoder
 RangeDecoder = constriction.stream.queue.RangeDecoder
@@ -31,22 +37,27 @@ Categorical = constriction.stream.model.Categorical
 REACH = 255
 """Largest distance between a symbol and its plane's centre."""
 HEAD = 4
-"""Bytes before the words: low, high, centre, smooth."""
+"""Bytes before the words: low, high, centre, form."""
+UNEVEN, SMOOTH, DEPENDENT = range(3)
+"""Forms of a plane: few or uneven values, finely rounded numbers, dependent quantization."""
 _SEEN = 32
 """What one coded symbol adds to a count; an unseen symbol keeps a count of at least 1."""
 _PRIOR = 24 * _SEEN
 _INHERITED = 96 * _SEEN
 _FIRST_PIECE = 32
-_SMOOTH = 4
+_OF_SET = CLASSES * LEVELS
+"""Contexts of one set of numbers that may be coded."""
+_SPREAD = 4
 """Symbols for each distance that a smooth histogram has seen when it stops to spread them."""
 
 
 Left = dict[int, np.ndarray]
 """int64 counts [511] by distance from the plane's centre, of each context that occurred."""
-Memory = dict[tuple[str, bool], Left]
-"""What planes left for later ones, by their kind and smoothness."""
-Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Codes indices by a histogram and gives them back; a decoder knows only how many they are."""
+Memory = dict[tuple[str, int], Left]
+"""What planes left for later ones, by their kind and form."""
+Code = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Codes values, by numbers that they may be and their histogram, and gives the values' indices among
+these numbers; a decoder knows only how many values they are."""
 
 
 def encode(
@@ -58,23 +69,26 @@ def encode(
     Returns the code, and what this plane leaves for later ones of its ``kind``.
     """
     low, high = int(symbols.min()), int(symbols.max())
-    values = Values(low - centre, high - centre, smooth=_looks_smooth(symbols))
+    distances = symbols.astype(np.int16) - np.int16(centre)
+    form = SMOOTH if _looks_smooth(symbols) else UNEVEN
+    if _looks_dependent(distances, shape):
+        form = DEPENDENT
+    values = Values(low - centre, high - centre, smooth=form == SMOOTH)
     encoder = RangeEncoder()
 
-    def code(indices: np.ndarray, histogram: np.ndarray) -> np.ndarray:
+    def code(found: np.ndarray, numbers: np.ndarray, histogram: np.ndarray) -> np.ndarray:
+        indices = numbers.searchsorted(found).astype(np.int32)
         encoder.encode(indices, Categorical(histogram, perfect=False))
         return indices
 
-    distances = symbols.astype(np.int16) - np.int16(centre)
-    _, left = _code(distances, shape, values, memory.get((kind, values.smooth), {}), code)
+    left = _code(distances, shape, values, form, memory.get((kind, form), {}), code)
     words = encoder.get_compressed().astype(">u4").tobytes()
-    head = bytes((low, high, centre, values.smooth))
-    return head + words.rstrip(b"\0"), {(kind, values.smooth): left}
+    return bytes((low, high, centre, form)) + words.rstrip(b"\0"), {(kind, form): left}
 
 
-def is_smooth(data: bytes | memoryview) -> bool:
-    """Whether the plane that ``data`` code is smooth, which says whose histograms it inherits."""
-    return data[3] == 1
+def form_of(data: bytes | memoryview) -> int:
+    """The form of the plane that ``data`` code, which says whose histograms it inherits."""
+    return data[3]
 
 
 def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.ndarray, Memory]:
@@ -83,22 +97,24 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
     Raises:
         DamageError: ``data`` cannot be the output of ``encode``.
     """
-    if len(data) < HEAD or not data[0] <= data[2] <= data[1] or data[0] == data[1] or data[3] > 1:
+    if len(data) < HEAD or not data[0] <= data[2] <= data[1] or data[0] == data[1]:
         raise DamageError("an arithmetic-coded plane has no valid range of symbols")
-    low, high, centre = data[:3]
-    values = Values(low - centre, high - centre, smooth=is_smooth(data))
+    low, high, centre, form = data[:HEAD]
+    if form > DEPENDENT:
+        raise DamageError(f"an arithmetic-coded plane has the unknown form {form}")
+    values = Values(low - centre, high - centre, smooth=form == SMOOTH)
     words = np.frombuffer(data[HEAD:] + bytes(-len(data) % 4), ">u4").astype(np.uint32)
     decoder = RangeDecoder(words)
 
-    def code(indices: np.ndarray, histogram: np.ndarray) -> np.ndarray:
-        return decoder.decode(Categorical(histogram, perfect=False), len(indices))
+    def code(found: np.ndarray, _numbers: np.ndarray, histogram: np.ndarray) -> np.ndarray:
+        return decoder.decode(Categorical(histogram, perfect=False), len(found))
 
-    blank = np.zeros(shape[0] * shape[1] * shape[2], np.int16)
+    distances = np.zeros(shape[0] * shape[1] * shape[2], np.int16)
     try:
-        distances, left = _code(blank, shape, values, memory.get((kind, values.smooth), {}), code)
+        left = _code(distances, shape, values, form, memory.get((kind, form), {}), code)
     except AssertionError as error:  # how constriction reports bits that no symbol has
         raise DamageError("an arithmetic-coded plane holds an invalid code") from error
-    return (distances + centre).astype(np.uint8), {(kind, values.smooth): left}
+    return (distances + centre).astype(np.uint8), {(kind, form): left}
 
 
 def _looks_smooth(symbols: np.ndarray) -> bool:
@@ -109,38 +125,78 @@ def _looks_smooth(symbols: np.ndarray) -> bool:
     return bool(fine and counts.max() < 0.15 * len(symbols))
 
 
+def _looks_dependent(distances: np.ndarray, shape: Shape) -> bool:
+    """Whether all follow the trellis along their rows, and make use of it."""
+    contexts = Contexts(shape, Values(0, 0, smooth=False))
+    plane = distances.reshape(contexts.rows, -1)
+    return bool((plane & 1).any() and trellis.obeyed(plane[:, contexts.order()]))
+
+
 def _code(
-    distances: np.ndarray, shape: Shape, values: Values, inherited: Left, code: Code
-) -> tuple[np.ndarray, Left]:
+    distances: np.ndarray, shape: Shape, values: Values, form: int, inherited: Left, code: Code
+) -> Left:
     """Code the ``distances`` from the centre block by block, in place.
 
-    Encoder and decoder take the same steps. Returns the distances, and the counts that are left.
+    Encoder and decoder take the same steps. Returns the counts that are left.
     """
     contexts = Contexts(shape, values)
-    histograms = _Histograms(contexts, inherited)
+    sets = _sets(contexts, form)
+    histograms = _Histograms(sets, values.smooth, inherited)
     plane = distances.reshape(contexts.rows, -1)
+    path, begun = trellis.Path(0), -1
     for rows, columns in contexts.blocks():
         block = contexts.of(columns)
         found = plane[rows, columns].astype(np.int32)
-        differences = ((found - block.offsets) * block.signs).ravel()
-        coded = _code_block(differences, block.contexts.ravel(), histograms, code)
-        found = coded.reshape(found.shape) * block.signs + block.offsets
+        differences = (found - block.offsets) * block.signs
+        if form == DEPENDENT:
+            if rows.start > begun:
+                path, begun = trellis.Path(len(found)), rows.start
+            coded = _code_dependent(differences, block.contexts, histograms, path, code)
+        else:
+            coded = _code_block(differences, block.contexts, histograms, code)
+        found = coded * block.signs + block.offsets
         plane[rows, columns] = found
         contexts.learn(columns, found, block)
-    return distances, histograms.left()
+    return histograms.left()
+
+
+def _sets(contexts: Contexts, form: int) -> list[np.ndarray]:
+    """The numbers that may be coded, in rising order, for each set of contexts."""
+    low, high = contexts.coded_range()
+    if form != DEPENDENT:
+        return [np.arange(low, high + 1)]
+    return [*(trellis.values_of(one, low, high) for one in range(trellis.SETS)), np.arange(2)]
+
+
+def _code_dependent(
+    values: np.ndarray, contexts: np.ndarray, histograms: _Histograms, path: Path, code: Code
+) -> np.ndarray:
+    odd = trellis.parities(values)
+    odd = _code_block(odd, contexts + np.uint16(trellis.SETS * _OF_SET), histograms, code)
+    one = (2 * path.follow(odd) + odd).astype(np.uint16)
+    return _code_block(values, contexts + one * np.uint16(_OF_SET), histograms, code)
 
 
 def _code_block(
     values: np.ndarray, contexts: np.ndarray, histograms: _Histograms, code: Code
 ) -> np.ndarray:
-    order = np.argsort(contexts, kind="stable")
-    indices = values[order] - histograms.low
-    for context, start, stop in _pieces(np.bincount(contexts), histograms):
-        indices[start:stop] = code(indices[start:stop], histograms.of(context))
-        histograms.learn(context, indices[start:stop])
-    coded = np.empty_like(values)
-    coded[order] = indices + histograms.low
-    return coded
+    """Code ``values`` [rows, columns], each in its context; the order is that of the contexts."""
+    flat = contexts.ravel()
+    order = np.argsort(flat, kind="stable")
+    sorted_values = values.ravel()[order]
+    for context, start, stop in _pieces(np.bincount(flat), histograms):
+        numbers = histograms.numbers(context)
+        if not len(numbers):
+            raise DamageError("a plane leaves the range that it declares")
+        if len(numbers) == 1:
+            sorted_values[start:stop] = numbers
+            continue
+        indices = code(sorted_values[start:stop], numbers, histograms.of(context))
+        histograms.learn(context, indices)
+        sorted_values[start:stop] = numbers[indices]
+    coded = np.empty_like(sorted_values)
+    coded[order] = sorted_values
+    return coded.reshape(values.shape)
 
 
 def _pieces(sizes: np.ndarray, histograms: _Histograms) -> Iterator[tuple[int, int, int]]:
@@ -155,42 +211,50 @@ def _pieces(sizes: np.ndarray, histograms: _Histograms) -> Iterator[tuple[int, i
 
 
 class _Histograms:
-    """Counts by context of the distances low..high from the centre of one plane."""
+    """Counts by context of the numbers that may be coded in it, for one plane."""
 
-    def __init__(self, contexts: Contexts, inherited: Left) -> None:
-        low, high = contexts.coded_range()
-        self.smooth = contexts.values.smooth
-        self.low = low
-        self.distances = np.arange(low, high + 1)
+    def __init__(self, sets: list[np.ndarray], smooth: bool, inherited: Left) -> None:
+        self.sets = sets
+        self.smooth = smooth
         self.inherited = inherited
         self.counts: Left = {}
-        self.seen = np.zeros(CLASSES * LEVELS, np.int64)
+        self.seen = np.zeros(len(sets) * _OF_SET, np.int64)
+
+    def numbers(self, context: int) -> np.ndarray:
+        """What may be coded in ``context``."""
+        return self.sets[context // _OF_SET]
 
     def of(self, context: int) -> np.ndarray:
-        """float64 weights of the distances, whole numbers."""
+        """float64 weights of the numbers, whole numbers themselves."""
         if context not in self.counts:
             self.counts[context] = self._start(context)
         return self.counts[context].astype(np.float64)
 
     def learn(self, context: int, indices: np.ndarray) -> None:
-        seen = np.bincount(indices, minlength=len(self.distances))
-        if self.smooth and self.seen[context] < _SMOOTH * len(self.distances):
+        numbers = self.numbers(context)
+        seen = np.bincount(indices, minlength=len(numbers))
+        if self.smooth and self.seen[context] < _SPREAD * len(numbers):
             self.counts[context] += _spread(seen, class_magnitude(context // LEVELS))
         else:
             self.counts[context] += _SEEN * seen
         self.seen[context] += len(indices)
 
     def left(self) -> Left:
-        """What was inherited, with the counts of this plane in its contexts and distances."""
+        """What was inherited, with the counts of this plane in its contexts and numbers."""
         left = self.inherited.copy()
         for context, counts in self.counts.items():
             left[context] = left.get(context, _nothing()).copy()
-            left[context][self.distances + REACH] = counts
+            left[context][self.numbers(context) + REACH] = counts
         return left
 
     def _start(self, context: int) -> np.ndarray:
-        inherited = self.inherited.get(context, _nothing())[self.distances + REACH]
-        counts = _laplace(context, self.distances) + inherited
+        one, within = divmod(context, _OF_SET)
+        numbers = self.numbers(context)
+        inherited = self.inherited.get(context, _nothing())[numbers + REACH]
+        law = _of_parities(within) if one == trellis.SETS else _laplace(within, numbers)
+        if len(self.sets) > 1:
+            law = law * _PRIOR // max(int(law.sum()), 1)
+        counts = law + inherited
         total = int(counts.sum())
         if total > _INHERITED:
             counts = counts * _INHERITED // total
@@ -208,6 +272,14 @@ def _spread(seen: np.ndarray, magnitude: float) -> np.ndarray:
     width = 2 * reach + 1
     sums = np.cumsum(np.pad(seen, (reach + 1, reach)))
     return (sums[width:] - sums[:-width]) * (_SEEN // width)
+
+
+def _of_parities(context: int) -> np.ndarray:
+    """The same of even and odd indices, of values on either grid."""
+    counts = np.zeros(2, np.int64)
+    for one in range(trellis.SETS):
+        counts[one % 2] += _laplace(context, trellis.values_of(one, -REACH, REACH)).sum()
+    return counts
 
 
 def _laplace(context: int, distances: np.ndarray) -> np.ndarray:

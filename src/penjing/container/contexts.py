@@ -125,6 +125,11 @@ class Contexts:
                 yield rows, slice(phase, self.columns, phases)
             start, group = rows.stop, min(max(group + 1, group * 8 // 5), largest)
 
+    def order(self) -> np.ndarray:
+        """The columns of a row in the order in which they are coded."""
+        phases = self.positions if self.positions > 1 else self._strides()
+        return np.concatenate([np.arange(phase, self.columns, phases) for phase in range(phases)])
+
     def _strides(self) -> int:
         return max(min(8, self.channels // 4), -(-self.channels // _BLOCK), 1)
 

@@ -220,10 +220,10 @@ class CodedPlane:
     payload: memoryview
 
     @property
-    def memory_key(self) -> tuple[str, bool] | None:
+    def memory_key(self) -> tuple[str, int] | None:
         """Whose memory it reads and changes; None where it does neither."""
         modelled = self.coder == ARITHMETIC and len(self.payload) >= arithmetic.HEAD
-        return (self.kind, arithmetic.is_smooth(self.payload)) if modelled else None
+        return (self.kind, arithmetic.form_of(self.payload)) if modelled else None
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Coded:
     size: int
 
     @property
-    def memory_keys(self) -> set[tuple[str, bool]]:
+    def memory_keys(self) -> set[tuple[str, int]]:
         """What it needs of the streams before, and leaves for those after it."""
         return {key for plane in self.planes if (key := plane.memory_key)}
 

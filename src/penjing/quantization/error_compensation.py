@@ -37,11 +37,14 @@ class Elimination:
         return self.level * self.inverse.diagonal(dim1=1, dim2=2) ** -2
 
 
-def eliminate(moments: Tensor) -> Elimination:
-    """How to round columns whose second moments are ``moments`` ``[G, K, K]``, positive definite. The
-    work is cubic in K: keep it where one layer is rounded more than once."""
+def eliminate(moments: Tensor, order: Tensor | None = None) -> Elimination:
+    """How to round columns whose second moments are ``moments`` ``[G, K, K]``, positive definite, in
+    ``order`` ``[K]`` or that of falling input energy. The work is cubic in K: keep it where one layer
+    is rounded more than once."""
     diagonal = moments.diagonal(dim1=1, dim2=2)
-    order, level = diagonal.argsort(1, descending=True), diagonal.mean(1, keepdim=True)
+    level = diagonal.mean(1, keepdim=True)
+    falling = diagonal.argsort(1, descending=True)
+    order = falling if order is None else order.to(moments.device).expand_as(falling)
     even = _permuted(moments, order) / level[..., None]  # the inverse of tiny ones would overflow
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(even))
     return Elimination(order, torch.linalg.cholesky(inverse, upper=True), level)

@@ -3,8 +3,8 @@
 Sources: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction",
 section 4.2, for the mean; Banner et al. 2019, "Post training 4-bit quantization of convolutional
 networks", section 4, for mean and spread (of the weights there). Here both are measured on images.
-Rounding for the least squared error shrinks weights a little; over fifty layers of 4 bits that
-leaves logits nearly flat. The spread costs nothing to restore: it goes into the scale.
+Rounding for the least squared error shrinks weights a little, and for few bits more; over fifty
+layers that leaves logits nearly flat. The spread costs nothing to restore: it goes into the scale.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def correct_outputs(
 
     def correct(name: str, layer: Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         mean, deviation = channel_statistics(layer, output)
-        gain = torch.ones_like(mean)
-        if len(quantizers[layer].scale) == len(mean):
-            gain = _gain(cast(Tensor, statistics[name].output_deviations), deviation)
-            _scale_weight(layer, quantizers[layer], gain)
+        expected = cast(Tensor, statistics[name].output_deviations)
+        if len(quantizers[layer].scale) < len(mean):
+            deviation, expected = (one.norm().expand_as(mean) for one in (deviation, expected))
+        gain = _gain(expected, deviation)
+        _scale_weight(layer, quantizers[layer], gain)
         shift = cast(Tensor, statistics[name].output_means) - mean * gain
         bias = layer.bias if layer.bias is not None else torch.zeros_like(shift)
         corrected = (bias * gain + shift).detach()
@@ -72,4 +73,5 @@ def _scale_weight(layer: Layer, quantizer: WeightQuantizer, gain: Tensor) -> Non
     """The integers stay: weight and scale grow alike."""
     former = layers.original(layer).detach()
     layers.set_original(layer, "weight", former * gain.reshape(-1, *[1] * (former.dim() - 1)))
-    quantizer.scale = nn.Parameter((quantizer.scale * gain).detach())
+    scale = quantizer.scale * gain[: len(quantizer.scale)]
+    quantizer.scale = nn.Parameter(scale.detach())

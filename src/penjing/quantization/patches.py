@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from penjing.container.contexts import Contexts, Values
 from penjing.layers import Layer
 
 MAX_COLUMNS = 4608
@@ -31,6 +34,16 @@ def from_matrix(layer: Layer, matrix: Tensor, shape: torch.Size) -> Tensor:
     if _pieces(layer) > 1:
         matrix = matrix.transpose(0, 1)
     return matrix.reshape(shape)
+
+
+def coding_order(layer: Layer) -> Tensor | None:
+    """The columns of ``matrix``, int64 ``[K]``, in the order in which the container codes a row of the
+    weight; None where its rows are not rows of the weight."""
+    rows, channels, *kernel = layer.weight.shape
+    if rows == 1 or _pieces(layer) > 1:
+        return None
+    shape = rows, channels, math.prod(kernel)
+    return torch.from_numpy(Contexts(shape, Values(0, 0, smooth=False)).order())
 
 
 def rows(layer: Layer, x: Tensor, count: int) -> Tensor:

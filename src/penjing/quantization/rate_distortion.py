@@ -4,7 +4,7 @@ A step of the grid costs a weight's share of the divergence, ``step² / 12`` tim
 given that later weights make good what they can, and a bit less halves the step twice over. So all
 weights of the network shall do the same damage, ``distortion``: that is the one number that sets all
 steps (the λ of the rate-distortion trade-off is ``2 ln 2 * distortion``). The integers are chosen
-with error compensation.
+with error compensation, and on a trellis where a weight is not to be trained any more.
 
 Sources: Cover & Thomas 2006, "Elements of information theory", section 10.3.3, for equal damage;
 Frantar et al. 2023, "GPTQ"; Wiedemann et al. 2020, "DeepCABAC", for the aim.
@@ -23,11 +23,11 @@ from penjing.container import streams
 from penjing.container.arithmetic import Memory
 from penjing.container.planes import Content, element_type
 from penjing.layers import Layer
-from penjing.quantization import error_compensation, grids, patches
+from penjing.quantization import dependent_rounding, error_compensation, grids, patches
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
 
 _WIDEST = {8: 100, 16: 20_000}
-"""Steps to the largest weight at most, by the bits of the integers: compensation needs some room."""
+"""Integers of the largest weight at most, by their bits: compensation needs some room."""
 _TYPES = {8: (3, torch.int8), 16: (5, torch.int16)}
 """ONNX's number of the type, and PyTorch's name."""
 INSIDE = 0.45
@@ -42,11 +42,17 @@ HALVINGS = 9
 @dataclass(frozen=True)
 class GridWeights:
     """A layer's weights as ``codes * step``; ``codes`` float, whole numbers, shaped like the weight,
-    signed integers of ``bits`` bits."""
+    signed integers of ``bits`` bits. ``dependent`` ones follow the container's trellis."""
 
     codes: Tensor
     step: float
     bits: int
+    dependent: bool = False
+
+    @property
+    def spacing(self) -> float:
+        """What separates the values that a weight may take."""
+        return (2 if self.dependent else 1) * self.step
 
     @property
     def weight(self) -> Tensor:
@@ -55,18 +61,26 @@ class GridWeights:
 
 
 def choose(
-    found: dict[str, Layer], sensitivity: dict[str, Sensitivity], distortion: float
+    found: dict[str, Layer],
+    sensitivity: dict[str, Sensitivity],
+    distortion: float,
+    *,
+    dependent: bool,
 ) -> dict[str, GridWeights]:
     """Steps and integers of the layers ``found`` at equal ``distortion`` of all weights.
 
-    Layers without a sensitivity (they never ran) get the finest grid. Exact zeros stay zero.
+    Layers without a sensitivity (they never ran) get the finest grid. Exact zeros stay zero. Integers
+    that are ``dependent`` follow a trellis, where the container can code that.
     """
     return {
-        name: _on_grid(layer, sensitivity.get(name), distortion) for name, layer in found.items()
+        name: _on_grid(layer, sensitivity.get(name), distortion, dependent=dependent)
+        for name, layer in found.items()
     }
 
 
-def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> GridWeights:
+def _on_grid(
+    layer: Layer, known: Sensitivity | None, distortion: float, *, dependent: bool
+) -> GridWeights:
     weight = layer.weight.detach()
     largest = float(weight.abs().max())
     wanted = 0.0 if known is None else _step(known, distortion)
@@ -76,6 +90,12 @@ def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> Grid
     if known is None:
         return GridWeights((weight / step).round(), step, bits)
     matrix = patches.matrix(layer, weight)
+    half = wanted / 2
+    if dependent and largest <= _WIDEST[8] * half and patches.coding_order(layer) is not None:
+        rounded = dependent_rounding.compensated(matrix, known.elimination, half)
+        return GridWeights(
+            patches.from_matrix(layer, rounded, weight.shape), half, 8, dependent=True
+        )
     scale = weight.new_full(matrix.shape[:2], step)
     found = error_compensation.compensated(
         matrix, known.moments, scale, lambda steps: grids.to_codes(steps, bits), known.elimination
@@ -86,7 +106,7 @@ def _on_grid(layer: Layer, known: Sensitivity | None, distortion: float) -> Grid
 
 def predicted(layer: Layer, known: Sensitivity, one: GridWeights) -> float:
     """Divergence that putting ``layer`` on its grid should cause, by ``known``."""
-    return layer.weight.numel() * one.step**2 / 24 * known.weight_gain
+    return layer.weight.numel() * one.spacing**2 / 24 * known.weight_gain
 
 
 def _step(known: Sensitivity, distortion: float) -> float:

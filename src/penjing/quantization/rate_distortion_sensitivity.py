@@ -78,7 +78,8 @@ def sensitivities(
             gain = torch.ones_like(one.energy[:, 0, 0])
             damped = _damped(one.energy, NOISE * one.energy.shape[-1] / sum(map(len, batches)))
         bias_gain = one.bias_energy / len(found[name].weight)
-        known[name] = Sensitivity(damped, eliminate(damped), gain, bias_gain)
+        elimination = eliminate(damped, patches.coding_order(found[name]))
+        known[name] = Sensitivity(damped, elimination, gain, bias_gain)
     return known
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
@@ -34,8 +33,10 @@ class CompressWeights(Technique):
 
     Batch norms are folded first. One number, the distortion that every weight may do, gives all
     layers their steps from their sensitivities; it is given, or found for a size or a score. Biases
-    then give the outputs their means back. Activations stay in float. In training, rounding lets
-    gradients pass and the steps learn.
+    then give the outputs their means back, steps their spread. Activations stay in float.
+
+    After training the integers of a row depend on one another (trellis-coded quantization), which the
+    container makes use of. In training they do not: rounding lets gradients pass and the steps learn.
     """
 
     name: ClassVar[str] = "compress_weights"
@@ -55,6 +56,7 @@ class CompressWeights(Technique):
     calibration: int = Field(default=512, ge=1)
     """Number of training images to find sensitivities on."""
 
+    _search: _Search | None = PrivateAttr(default=None)
     _quantizers: dict[nn.Module, WeightQuantizer] = PrivateAttr(default_factory=dict)
     _distortion: float = PrivateAttr(default=0.0)
     _bias_gains: dict[nn.Module, float] = PrivateAttr(default_factory=dict)
@@ -82,17 +84,25 @@ class CompressWeights(Technique):
             model, found, batches[:-1] or batches, classifies=task.custom_loss is None
         )
         outputs = statistics.collect(model, found, [some], moments=False)
-        search = _Search(model, task, known, outputs, some)
+        self._search = _Search(layers.copied(model), task, known, outputs, some)
+        self._search.refine(self._search.distortion(self), batches[-1])
+        self._choose(model, dependent=True)
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Before the first step of a training, choose anew integers that can move one by one."""
+        if self._search is not None and self._search.dependent:
+            self._choose(model, dependent=False)
+
+    def _choose(self, model: nn.Module, *, dependent: bool) -> None:
+        search, found = cast(_Search, self._search), layers.compressible(model)
+        search.dependent = dependent
         self._distortion = search.distortion(self)
-        search.refine(self._distortion, batches[-1])
-        self._distortion = search.distortion(self)
-        quantizers = _attach(model, search.chosen(self._distortion))
-        self._quantizers = {found[name]: quantizer for name, quantizer in quantizers.items()}
         self._bias_gains = {found[name]: one.bias_gain for name, one in search.known.items()}
-        correct_outputs(model, self._quantizers, found, outputs, some)
+        search.put_on(model, self._distortion, self._quantizers)
 
     def bake(self, model: nn.Module) -> None:
         """Leave the weights on their grids, and biases with few bits."""
+        self._search = None
         for layer in layers.compressible(model).values():
             quantizer = self._quantizers.pop(layer, None)
             if quantizer is None:
@@ -110,7 +120,8 @@ def compress_weights(model: nn.Module, task: Task, **settings: object) -> nn.Mod
 
 
 class _Search:
-    """Finds the distortion that meets an aim, on copies of the folded ``model``."""
+    """Finds the distortion that meets an aim, on copies of the folded ``model``; the integers are
+    ``dependent`` or not."""
 
     def __init__(
         self,
@@ -122,9 +133,11 @@ class _Search:
     ) -> None:
         self.model, self.task, self.known = model, task, known
         self.outputs, self.images = outputs, images
+        self.dependent = False
 
     def chosen(self, distortion: float) -> dict[str, GridWeights]:
-        return rate_distortion.choose(layers.compressible(self.model), self.known, distortion)
+        found = layers.compressible(self.model)
+        return rate_distortion.choose(found, self.known, distortion, dependent=self.dependent)
 
     def refine(self, distortion: float, images: Tensor) -> None:
         """Correct the sensitivities by measurements at ``distortion``."""
@@ -187,27 +200,32 @@ class _Search:
         return packed_bytes(self._compressed(distortion).cpu(), self.task.example)
 
     def _compressed(self, distortion: float) -> nn.Module:
-        model = copy.deepcopy(self.model)
+        model = layers.copied(self.model)
         found = layers.compressible(model)
-        quantizers = _attach(model, self.chosen(distortion))
-        of_layers = {found[name]: quantizer for name, quantizer in quantizers.items()}
-        correct_outputs(model, of_layers, found, self.outputs, self.images)  # type: ignore[arg-type]
-        for name, quantizer in quantizers.items():
+        quantizers: dict[nn.Module, WeightQuantizer] = {}
+        self.put_on(model, distortion, quantizers)
+        for name, layer in found.items():
             gain = self.known[name].bias_gain if name in self.known else 0.0
-            _fix(found[name], quantizer, gain, distortion)
+            _fix(layer, quantizers[layer], gain, distortion)
         return model
 
-
-def _attach(model: nn.Module, chosen: dict[str, GridWeights]) -> dict[str, WeightQuantizer]:
-    quantizers = {}
-    for name, layer in layers.compressible(model).items():
-        one = chosen[name]
-        former = rate_distortion.start(layer.weight.detach(), one)
-        quantizer = WeightQuantizer(former.new_tensor([one.step]), one.bits)
-        parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
-        layers.set_original(layer, "weight", former)
-        quantizers[name] = quantizer
-    return quantizers
+    def put_on(
+        self, model: nn.Module, distortion: float, quantizers: dict[nn.Module, WeightQuantizer]
+    ) -> None:
+        """Give a copy of the network the grids of ``distortion``, and correct its outputs. The layers'
+        ``quantizers`` are kept there; those that are on it get other grids."""
+        found, originals = layers.compressible(model), layers.compressible(self.model)
+        for name, one in self.chosen(distortion).items():
+            layer = found[name]
+            start = rate_distortion.start(originals[name].weight.detach(), one)
+            quantizer = WeightQuantizer(start.new_tensor([one.step]), one.bits)
+            if layer in quantizers:
+                quantizers[layer].scale, quantizers[layer].bits = quantizer.scale, one.bits
+            else:
+                parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+                quantizers[layer] = quantizer
+            layers.set_original(layer, "weight", start)
+        correct_outputs(model, quantizers, found, self.outputs, self.images)
 
 
 def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion: float) -> None:
