@@ -32,10 +32,11 @@ _TYPES = {8: (3, torch.int8), 16: (5, torch.int16)}
 """ONNX's number of the type, and PyTorch's name."""
 INSIDE = 0.45
 """Where a weight starts in training: at most so many steps from its integer."""
-FINEST, FIRST, WIDEST = -40, -24, -8
+FINEST, FIRST, WIDEST = -40.0, -24.0, -8.0
 """Octaves of distortion: the range of the search and where it starts."""
-TRIES, CLOSE = 16, 0.002
-"""Of the search for a size: files at most, and the part of the size that may be left free."""
+TRIES, CLOSE, FINE = 16, 0.002, 0.005
+"""Of the search for a size: files at most, the part of the size that may be left free, and the octaves
+by which it is not worth going on."""
 HALVINGS = 9
 
 
@@ -143,17 +144,19 @@ def rounded_bias(bias: Tensor, gain: float, distortion: float) -> Tensor:
     return (bias / step).round() * step
 
 
-def for_size(bytes_at: Callable[[float], int], wanted: float, weights: int) -> float | None:
-    """The distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm;
-    None if nothing is small enough. ``weights`` is how many there are."""
+def for_size(
+    bytes_at: Callable[[float], int], wanted: float, weights: int, first: float = FIRST
+) -> float | None:
+    """The distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm,
+    from the octave ``first``; None if nothing is small enough. ``weights`` is how many there are."""
     best, before = None, (math.nan, math.nan)
     # At high rates an octave of distortion is half a bit a weight.
-    at, slope = float(FIRST), -weights / 16
+    at, slope = first, -weights / 16
     for _ in range(TRIES):
         excess = bytes_at(2.0**at) - wanted
         if excess <= 0:
             best = at if best is None else min(at, best)
-        if -CLOSE * wanted <= excess <= 0 or at == before[0]:
+        if -CLOSE * wanted <= excess <= 0 or (best is not None and abs(at - before[0]) < FINE):
             break
         if before[1] != excess and not math.isnan(before[0]):
             slope = min((excess - before[1]) / (at - before[0]), -weights / 160)
@@ -164,7 +167,7 @@ def for_size(bytes_at: Callable[[float], int], wanted: float, weights: int) -> f
 
 def for_score(good: Callable[[float], bool]) -> float:
     """The largest distortion that is ``good``, by bisection of its logarithm; the finest if none."""
-    low, high = float(FINEST), float(WIDEST)
+    low, high = FINEST, WIDEST
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if good(2.0**middle) else (low, middle)

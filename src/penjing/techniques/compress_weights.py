@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, cast
 
 import torch
@@ -134,10 +135,17 @@ class _Search:
         self.model, self.task, self.known = model, task, known
         self.outputs, self.images = outputs, images
         self.dependent = False
+        self.found = 2.0**rate_distortion.FIRST
+        self.last: tuple[tuple[float, bool], dict[str, GridWeights]] | None = None
 
     def chosen(self, distortion: float) -> dict[str, GridWeights]:
-        found = layers.compressible(self.model)
-        return rate_distortion.choose(found, self.known, distortion, dependent=self.dependent)
+        """The grids of ``distortion``; those asked for last are kept."""
+        key = distortion, self.dependent
+        if self.last is None or self.last[0] != key:
+            found = layers.compressible(self.model)
+            chosen = rate_distortion.choose(found, self.known, distortion, dependent=self.dependent)
+            self.last = key, chosen
+        return self.last[1]
 
     def refine(self, distortion: float, images: Tensor) -> None:
         """Correct the sensitivities by measurements at ``distortion``."""
@@ -155,6 +163,7 @@ class _Search:
             images,
             classifies=self.task.custom_loss is None,
         )
+        self.last = None
 
     def distortion(self, aim: CompressWeights) -> float:
         if aim.distortion is not None:
@@ -175,14 +184,17 @@ class _Search:
         """By the bytes of the integers alone, and those of the rest from whole files, until one is
         not larger."""
         weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
-        distortion, found = 2.0**rate_distortion.FIRST, None
+        distortion, found = self.found, None
         for attempt in range(FILES):
             file = self._file(distortion)
             if found is not None and file <= size:
+                self.found = distortion
                 return distortion
             rest = file - self._coded(distortion)
             spare = attempt * rate_distortion.CLOSE * size / 2
-            found = rate_distortion.for_size(self._coded, size - rest - spare, weights)
+            found = rate_distortion.for_size(
+                self._coded, size - rest - spare, weights, math.log2(distortion)
+            )
             if found is None:
                 raise PenjingError(
                     f"max_bytes={size} is too small: {rest} bytes are not weights, and not even "
