@@ -44,6 +44,8 @@ _SEEN = 32
 """What one coded symbol adds to a count; an unseen symbol keeps a count of at least 1."""
 _PRIOR = 24 * _SEEN
 _INHERITED = 96 * _SEEN
+_PRIOR_OF_SET, _INHERITED_OF_SET = 3 * _SEEN, 48 * _SEEN
+"""The same of dependent planes, which have more histograms to learn."""
 _FIRST_PIECE = 32
 _OF_SET = CLASSES * LEVELS
 """Contexts of one set of numbers that may be coded."""
@@ -252,12 +254,13 @@ class _Histograms:
         numbers = self.numbers(context)
         inherited = self.inherited.get(context, _nothing())[numbers + REACH]
         law = _of_parities(within) if one == trellis.SETS else _laplace(within, numbers)
+        most = _INHERITED
         if len(self.sets) > 1:
-            law = law * _PRIOR // max(int(law.sum()), 1)
+            law, most = law * _PRIOR_OF_SET // max(int(law.sum()), 1), _INHERITED_OF_SET
         counts = law + inherited
         total = int(counts.sum())
-        if total > _INHERITED:
-            counts = counts * _INHERITED // total
+        if total > most:
+            counts = counts * most // total
         return counts + 1
 
 

@@ -24,9 +24,9 @@ BLOCK = 128
 """Columns after which the best path is taken for good."""
 LARGEST = (124, 126, 127, 125)
 """Of each of the trellis's sets, in 8 bits."""
-RATE = 0.25
-"""What a bit may cost, in squared steps of the two grids together: at high rates 2 ln 2 times the
-error, a third. Less shrinks the weights less."""
+RATE = 0.1
+"""What a bit may cost, in squared steps of the two grids together. The best for one layer is 2 ln 2
+times the error, a third; but that shrinks all layers alike, and what they do adds up."""
 _LEAST_SPREAD = 0.25
 
 
