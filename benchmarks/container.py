@@ -156,10 +156,12 @@ def measure(work: str, layers: Layers, folder: Path) -> list[dict]:
 
 
 def bits_per_weight(packed: Path) -> float:
-    """Coded bits of the weights alone, without scales, biases and graph."""
+    """Coded bits of the weights alone, without scales, biases and graph; of the whole file where it is
+    one LZMA block, in which they cannot be told apart."""
     tensors = [tensor for tensor in inspect(packed).tensors if tensor.name.endswith("weight")]
-    coded = sum(tensor.coded_bytes or 0 for tensor in tensors)
-    return 8 * coded / sum(tensor.raw_bytes for tensor in tensors)
+    coded = [tensor.coded_bytes for tensor in tensors if tensor.coded_bytes is not None]
+    size = sum(coded) if len(coded) == len(tensors) else packed.stat().st_size
+    return 8 * size / sum(tensor.raw_bytes for tensor in tensors)
 
 
 def main() -> None:

@@ -6,7 +6,9 @@
 The integers are those of container.py. nncodec codes them as it does weights that are already
 integers: one stream a tensor, no dependent quantization, its parameter optimization on, without the
 headers of its units. zstd -19 and xz -9 get all weights of a net as one file, a byte each. Speed is
-that of decoding, in weights a second of one thread's processor time.
+that of decoding, in weights a second of one thread's processor time; for ours that of unpacking the
+whole file, nncodec's is of its decoder alone. Where Huffman coding would not pay, the file is one LZMA
+block, and its figures are of that.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def measure(work: str, layers: Layers, folder: Path) -> list[dict]:
     peer_speed = None
     if deepCABAC:
         peers[NNCODEC], peer_speed = nncodec_bits_and_speed(layers)
-    free = {"goal": None, "met": None}
+    free: dict[str, None] = {"goal": None, "met": None}
     rows = [row(work, "arithmetic, bits a weight", bits, peers[peer], peer) for peer in peers]
     rows += [
         row(work, "huffman, bits a weight", huffman, peers[peer], peer) | free for peer in peers
@@ -104,7 +106,9 @@ def measure(work: str, layers: Layers, folder: Path) -> list[dict]:
     for coder, own in (("arithmetic", speed), ("huffman", huffman_speed)):
         name = f"{coder}, M weights decoded a second"
         peer = peer_speed / 1e6 if peer_speed else None
-        rows.append(row(work, name, own / 1e6, peer, NNCODEC) | free)
+        asked = coder == "arithmetic" and peer is not None
+        wanted = {"goal": f"at least {NNCODEC}", "met": own / 1e6 >= peer} if asked else free
+        rows.append(row(work, name, own / 1e6, peer, NNCODEC) | wanted)
     return rows
 
 
