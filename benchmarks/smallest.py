@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -132,7 +133,7 @@ def rows(work: str, model: nn.Module, task: Task, aims: list[Aim]) -> list[dict[
                 None,
                 None,
             ),
-            row(name, "minutes, 2 threads", minutes, None, "", None, None),
+            row(name, f"minutes, {torch.get_num_threads()} threads", minutes, None, "", None, None),
         ]
     return table
 
