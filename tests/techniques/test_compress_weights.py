@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from penjing import container
+from penjing.container import trellis
 from penjing.deploy.export import export
 from penjing.errors import PenjingError
 from penjing.layers import compressible, fold_batch_norm
+from penjing.quantization.patches import coding_order
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.compress_weights import CompressWeights, compress_weights
 from penjing.techniques.round_biases import RoundBiases
@@ -49,11 +51,12 @@ def loss(net: nn.Module, small: nn.Module, task: Task) -> float:
 
 def test_weights_lie_on_one_grid_a_layer(net: nn.Module, task: Task) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    small = compress_weights(net, task, distortion=1e-5)
+    small = compress_weights(net, task, distortion=1e-9)
     for layer in compressible(small).values():
         scale = layer.weight_format.scale
         assert (scale == scale[0]).all()
         codes = layer.weight.detach() / scale[0]
+        assert codes.abs().max() > 3
         torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert loss(net, small, task) < 0.1
@@ -79,22 +82,25 @@ def test_layers_may_be_parametrized_already(net: nn.Module, task: Task, tmp_path
 
 
 def test_in_training_integers_do_not_depend_on_one_another(net: nn.Module, task: Task) -> None:
-    run = CompressWeights(distortion=1e-5)
+    run = CompressWeights(distortion=1e-9)
     run.attach(net, task)
-    steps = {n: layer.parametrizations["weight"][0].scale for n, layer in compressible(net).items()}
-    before = {name: float(step) for name, step in steps.items()}
+    assert all(on_the_trellis(layer) for layer in compressible(net).values())
     run.step(net, 0.0)
-    found = compressible(net)
-    after = {n: float(layer.parametrizations["weight"][0].scale) for n, layer in found.items()}
-    # Twice as far apart, and all of them allowed; outputs are corrected a little differently.
-    assert all(1.8 < after[name] / before[name] < 2.2 for name in found)
+    assert not any(on_the_trellis(layer) for layer in compressible(net).values())
+    layer = compressible(net)["11"]
+    step = layer.parametrizations["weight"][0].scale.detach()
     with torch.no_grad():
-        steps = after["6"]
-        found["6"].parametrizations["weight"].original.add_(steps)
+        layer.parametrizations["weight"].original.add_(step)
+    moved = layer.weight.detach()
     run.step(net, 0.5)  # what has learned stays
-    moved = found["6"].weight.detach() / steps
     run.bake(net)
-    torch.testing.assert_close(found["6"].weight.detach() / steps, moved)
+    torch.testing.assert_close(layer.weight.detach(), moved)
+
+
+def on_the_trellis(layer: nn.Module) -> bool:
+    step = layer.parametrizations["weight"][0].scale.detach()
+    codes = (layer.weight.detach() / step).round().flatten(1).numpy().astype(np.int16)
+    return trellis.obeyed(codes[:, coding_order(layer).numpy()])
 
 
 def test_no_file_is_that_small(net: nn.Module, task: Task) -> None:
