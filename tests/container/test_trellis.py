@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from walks import walk
 
 from penjing.container import arithmetic, trellis
-from penjing.container.contexts import Contexts, Values
+from penjing.container.contexts import coding_order
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,13 +89,9 @@ def test_walks_cost_what_their_grids_leave_open(scale):
     symbols = (values.ravel() + 128).astype(np.uint8)
     coded, _ = arithmetic.encode(symbols, shape, 128, "weights", {})
     assert coded[3] == arithmetic.DEPENDENT
-    grids = trellis.Path(200).follow(trellis.parities(values[:, _order(shape)]))
+    grids = trellis.Path(200).follow(trellis.parities(values[:, coding_order(shape)]))
     ideal = sum((grids == grid).mean() * _entropy(grid, scale) for grid in (0, 1))
     assert 0.99 * ideal < 8 * len(coded) / len(symbols) < 1.012 * ideal + 0.02
-
-
-def _order(shape) -> np.ndarray:
-    return Contexts(shape, Values(0, 0, smooth=False)).order()
 
 
 def _entropy(grid: int, scale: float) -> float:

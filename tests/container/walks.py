@@ -3,16 +3,15 @@
 import numpy as np
 
 from penjing.container import trellis
-from penjing.container.contexts import Contexts, Shape, Values
+from penjing.container.contexts import Shape, coding_order
 
 
 def walk(shape: Shape, scale: float, rng: np.random.Generator) -> np.ndarray:
     """int64 [rows, columns]: each the nearest on its grid to a number from Laplace's law."""
-    contexts = Contexts(shape, Values(0, 0, smooth=False))
-    values = np.zeros((contexts.rows, contexts.columns), np.int64)
+    values = np.zeros((shape[0], shape[1] * shape[2]), np.int64)
     for row in values:
         state = 0
-        for column in contexts.order():
+        for column in coding_order(shape):
             wanted = np.clip(rng.laplace(0, scale), -120, 120)
             grid = state & 1
             allowed = np.union1d(*(trellis.values_of(2 * grid + p, -127, 127) for p in (0, 1)))

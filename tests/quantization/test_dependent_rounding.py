@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from penjing.container import arithmetic, trellis
-from penjing.container.contexts import Contexts, Values
+from penjing.container.contexts import coding_order
 from penjing.quantization import dependent_rounding
 from penjing.quantization.dependent_rounding import compensated
 from penjing.quantization.error_compensation import eliminate
 
 
 def in_coding_order(rows: int, columns: int) -> Tensor:
-    return torch.from_numpy(Contexts((rows, columns, 1), Values(0, 0, smooth=False)).order())
+    return torch.from_numpy(coding_order((rows, columns, 1)))
 
 
 def coded(values: Tensor) -> tuple[float, int]:

@@ -26,6 +26,7 @@ from penjing.container.contexts import (
     Shape,
     Values,
     class_magnitude,
+    coding_order,
 )
 from penjing.container.damage import DamageError
 from penjing.container.trellis import Path
@@ -49,6 +50,8 @@ _PRIOR_OF_SET, _INHERITED_OF_SET = 3 * _SEEN, 48 * _SEEN
 _FIRST_PIECE = 32
 _OF_SET = CLASSES * LEVELS
 """Contexts of one set of numbers that may be coded."""
+_LOOK = 1 << 16
+"""Symbols that are looked at together for whether they follow the trellis."""
 _SPREAD = 4
 """Symbols for each distance that a smooth histogram has seen when it stops to spread them."""
 
@@ -129,9 +132,11 @@ def _looks_smooth(symbols: np.ndarray) -> bool:
 
 def _looks_dependent(distances: np.ndarray, shape: Shape) -> bool:
     """Whether all follow the trellis along their rows, and make use of it."""
-    contexts = Contexts(shape, Values(0, 0, smooth=False))
-    plane = distances.reshape(contexts.rows, -1)
-    return bool((plane & 1).any() and trellis.obeyed(plane[:, contexts.order()]))
+    plane, order = distances.reshape(shape[0], -1), coding_order(shape)
+    # In parts: nearly every plane that does not follow it is left at the first.
+    rows = max(1, _LOOK // len(order))
+    parts = (plane[start : start + rows, order] for start in range(0, shape[0], rows))
+    return bool((plane & 1).any()) and all(map(trellis.obeyed, parts))
 
 
 def _code(

@@ -113,7 +113,7 @@ class Contexts:
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Row groups that grow, and in each the kernel positions (or the eighths of a row)."""
-        phases = self.positions if self.positions > 1 else self._strides()
+        phases = self._phases()
         width = -(-self.columns // phases)
         group = max(1, -(-256 // width))
         largest = max(group, min(self.rows // 8, _BLOCK // width))
@@ -127,10 +127,12 @@ class Contexts:
 
     def order(self) -> np.ndarray:
         """The columns of a row in the order in which they are coded."""
-        phases = self.positions if self.positions > 1 else self._strides()
+        phases = self._phases()
         return np.concatenate([np.arange(phase, self.columns, phases) for phase in range(phases)])
 
-    def _strides(self) -> int:
+    def _phases(self) -> int:
+        if self.positions > 1:
+            return self.positions
         return max(min(8, self.channels // 4), -(-self.channels // _BLOCK), 1)
 
     def _new_rows(self, rows: int) -> None:
@@ -200,6 +202,11 @@ class Contexts:
             self.kernel_sum += magnitudes
             self.kernel_seen += 1
             self.kernels.learn(columns.start, values)
+
+
+def coding_order(shape: Shape) -> np.ndarray:
+    """The columns of a row of a plane, int64, in the order in which they are coded."""
+    return Contexts(shape, Values(0, 0, smooth=False)).order()
 
 
 class Kernels:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penjing.container.trellis import STATES, step
+from penjing.container.trellis import SETS, STATES, step, values_of
 from penjing.quantization.error_compensation import Elimination
 
 BLOCK = 128
 """Columns after which the best path is taken for good."""
-LARGEST = (124, 126, 127, 125)
+LARGEST = tuple(int(values_of(one, 0, 127).max()) for one in range(SETS))
 """Of each of the trellis's sets, in 8 bits."""
 RATE = 0.1
 """What a bit may cost, in squared steps of the two grids together. The best for one layer is 2 ln 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.container.contexts import Contexts, Values
+from penjing.container import contexts
 from penjing.layers import Layer
 
 MAX_COLUMNS = 4608
@@ -42,8 +42,7 @@ def coding_order(layer: Layer) -> Tensor | None:
     rows, channels, *kernel = layer.weight.shape
     if rows == 1 or _pieces(layer) > 1:
         return None
-    shape = rows, channels, math.prod(kernel)
-    return torch.from_numpy(Contexts(shape, Values(0, 0, smooth=False)).order())
+    return torch.from_numpy(contexts.coding_order((rows, channels, math.prod(kernel))))
 
 
 def rows(layer: Layer, x: Tensor, count: int) -> Tensor:
