@@ -35,9 +35,15 @@ def test_names_tell_candidates_apart() -> None:
 
 def test_every_sensible_combination_has_a_recipe_in_a_sensible_order() -> None:
     space = itertools.product(
-        (0.0, 0.5), (0.0, 0.3), (0.0, 0.9), candidates.WEIGHTS, (True, False), (0.0, 1.0)
+        (0.0, 0.5),
+        (0.0, 0.3),
+        (0.0, 0.99),
+        (0.0, 0.9),
+        candidates.WEIGHTS,
+        (True, False),
+        (0.0, 1.0),
     )
-    names = ("channels", "ranks", "sparsity", "weights", "integers", "epochs")
+    names = ("channels", "ranks", "variance", "sparsity", "weights", "integers", "epochs")
     for values in space:
         entry = Candidate(**dict(zip(names, values, strict=True)))
         if is_sensible(entry):
@@ -49,6 +55,11 @@ def test_every_sensible_combination_has_a_recipe_in_a_sensible_order() -> None:
 def test_one_bit_has_no_zero_to_prune_to() -> None:
     assert not is_sensible(Candidate(sparsity=0.5, weights="int1"))
     assert not is_sensible(Candidate())
+
+
+def test_layers_are_factorized_once() -> None:
+    assert is_sensible(Candidate(variance=0.99))
+    assert not is_sensible(Candidate(ranks=0.3, variance=0.99))
 
 
 def test_a_sampler_can_be_told_what_was_tried() -> None:

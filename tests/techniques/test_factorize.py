@@ -6,13 +6,17 @@ from torch import nn
 from penjing.errors import PenjingError
 from penjing.profiling import profile
 from penjing.tasks import from_arrays
-from penjing.techniques.factorize import Spectrum, factorize, truncated_svd, tucker2
+from penjing.techniques.factorize import Factorize, Spectrum, factorize, truncated_svd, tucker2
 
 
 @pytest.fixture(scope="module")
 def task():
-    images = np.random.default_rng(0).integers(0, 256, (32, 12, 12, 3), dtype=np.uint8)
-    return from_arrays(images, np.arange(32) % 4, test=4, validation=4)
+    images = np.random.default_rng(0).integers(0, 256, (72, 12, 12, 3), dtype=np.uint8)
+    return from_arrays(images, np.arange(72) % 4, test=4, validation=4)
+
+
+def images_of(task) -> torch.Tensor:
+    return torch.cat(task.calibration(64))
 
 
 def parameters(model: nn.Module) -> int:
@@ -117,3 +121,80 @@ def test_shared_layers_stay_shared(task):
 def test_too_much(task):
     with pytest.raises(PenjingError, match="at most"):
         factorize(net(), task, ratio=0.99)
+
+
+def kept(layer: nn.Module, factors: nn.Module, norm: nn.Module, inputs: torch.Tensor) -> float:
+    """Share of the variance behind ``norm`` that the factors keep."""
+    with torch.no_grad():
+        expected, found = norm(layer(inputs)), norm(factors(inputs))
+    centred = expected - expected.mean((0, 2, 3), keepdim=True)
+    return 1 - float((found - expected).square().sum() / centred.square().sum())
+
+
+@pytest.mark.parametrize("variance", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_variance_that_was_asked_for_is_kept_behind_the_norm(task, variance, bias):
+    torch.manual_seed(1)
+    layer, norm = nn.Conv2d(3, 40, 3, stride=2, padding=1, bias=bias), nn.BatchNorm2d(40)
+    nn.init.normal_(norm.weight)
+    norm.weight.data[3] = 0
+    norm.running_var.uniform_(0.1, 10)
+    norm.running_mean.normal_()
+    model = nn.Sequential(layer, norm, nn.ReLU()).eval()
+    small = factorize(model, task, variance=variance, calibration=64)
+    first, last = small[0]
+    assert first.kernel_size == (3, 3) and last.kernel_size == (1, 1) and first.stride == (2, 2)
+    images = images_of(task)
+    assert kept(layer, small[0], norm, images) >= variance - 1e-5
+    # No other projection of one output less keeps as much (Eckart and Young 1936).
+    outputs = norm(layer(images)).transpose(0, 1).flatten(1).double().detach().numpy()
+    values = np.linalg.svd(outputs - outputs.mean(1, keepdims=True), compute_uv=False) ** 2
+    assert values[: first.out_channels - 1].sum() / values.sum() < variance
+
+
+def test_layers_with_few_patterns_at_their_outputs_are_replaced_without_loss(task):
+    """The weights have full rank; the images show them eight directions only."""
+    torch.manual_seed(2)
+    narrow = nn.Conv2d(3, 8, 3)
+    wide = nn.Conv2d(8, 64, 1), nn.Conv2d(64, 64, 1), nn.Linear(64, 64)
+    model = nn.Sequential(narrow, *wide[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten(), wide[2]).eval()
+    small = factorize(model, task, variance=0.999999, calibration=64)
+    assert small[2][0].out_channels <= 8 and small[5][0].out_features <= 8
+    images = images_of(task)
+    torch.testing.assert_close(small(images), model(images), rtol=1e-3, atol=1e-3)
+
+
+def test_groups_and_layers_that_would_grow_stay(task):
+    model = net()
+    small = factorize(model, task, variance=0.95, calibration=64)
+    assert parameters(small) <= parameters(model)
+    assert isinstance(small[4], nn.Conv2d) and small[4].groups == 48
+    assert not any(module.training for module in small.modules())
+
+
+def test_outputs_that_are_not_finite_are_named(task):
+    model = net()
+    with torch.no_grad():
+        model[5].bias[0] = float("nan")
+    with pytest.raises(PenjingError, match="outputs of layer 5 are NaN"):
+        factorize(model, task, variance=0.9)
+
+
+def test_no_layer_of_low_rank(task):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(PenjingError, match="no layer that becomes smaller"):
+        factorize(model, task, variance=0.999)
+
+
+def test_few_images_do_not_tell_a_rank(task):
+    """16 vectors have 15 directions at most, whatever the layer could answer."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 64))
+    with pytest.raises(PenjingError, match="16 images are too few"):
+        factorize(model, task, variance=0.999, calibration=16)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ratio": 0.5, "variance": 0.9}])
+def test_one_aim(settings):
+    with pytest.raises(ValueError, match="one of ratio and variance"):
+        Factorize(**settings)

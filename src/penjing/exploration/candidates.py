@@ -11,6 +11,7 @@ from penjing.recipe import Recipe, parse
 
 CHANNELS = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
 RANKS = (0.0, 0.3, 0.5, 0.7)
+VARIANCES = (0.0, 0.99, 0.998)
 SPARSITY = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
 WEIGHTS = (
     "float",
@@ -35,6 +36,8 @@ class Candidate(BaseModel):
     Attributes:
         channels: fraction of MACs removed by channel pruning.
         ranks: fraction of weights removed by factorization.
+        variance: fraction of the variance of every layer's outputs that factorization keeps; 0 = no
+            factorization by outputs.
         sparsity: fraction of single weights pruned.
         weights: how weights are stored; ``grid24`` is ``compress_weights`` at a distortion of 2**-24,
             ``small20`` is ``penalize_entropy`` to a file 20 times smaller.
@@ -46,6 +49,7 @@ class Candidate(BaseModel):
 
     channels: float = 0.0
     ranks: float = 0.0
+    variance: float = 0.0
     sparsity: float = 0.0
     weights: Literal[WEIGHTS] = "float"  # type: ignore[valid-type]
     integers: bool = False
@@ -57,6 +61,7 @@ class Candidate(BaseModel):
         parts = [
             f"channels{self.channels * 100:.0f}" if self.channels else "",
             f"ranks{self.ranks * 100:.0f}" if self.ranks else "",
+            f"variance{self.variance * 100:.3g}" if self.variance else "",
             f"sparse{self.sparsity * 100:.0f}" if self.sparsity else "",
             "" if self.weights == "float" else self.weights + ("a8" if self.integers else ""),
             f"trained{self.epochs:.3g}" if self.epochs else "",
@@ -88,6 +93,8 @@ class Candidate(BaseModel):
             )
         if self.ranks:
             techniques.append({"factorize": {"ratio": self.ranks}})
+        if self.variance:
+            techniques.append({"factorize": {"variance": self.variance}})
         return techniques
 
     def _values(self) -> list[dict[str, Any]]:
@@ -122,7 +129,9 @@ def _training(epochs: float, gentle: bool) -> dict[str, Any]:
 
 def is_sensible(candidate: Candidate) -> bool:
     """Whether it is worth a try: zeros need more than one bit and do not come twice, integer kernels
-    take at most eight, and a penalty needs a training."""
+    take at most eight, a penalty needs a training, and layers are factorized once."""
+    if candidate.ranks and candidate.variance:
+        return False
     penalized = candidate.weights.startswith("small")
     if candidate.sparsity and (candidate.weights == "int1" or penalized):
         return False
@@ -147,6 +156,7 @@ def ladder() -> list[Candidate]:
         {"sparsity": 0.7},
         {"channels": 0.2},
         {"ranks": 0.3},
+        {"variance": 0.998},
         {"weights": "int1", "integers": True},
     ]
     combinations = [
@@ -154,6 +164,8 @@ def ladder() -> list[Candidate]:
         {"sparsity": 0.5, "weights": "int4", "integers": True},
         {"channels": 0.2, "weights": "int8", "integers": True},
         {"ranks": 0.3, "weights": "int8", "integers": True},
+        {"variance": 0.998, "weights": "grid24"},
+        {"variance": 0.99, "weights": "int8", "integers": True},
         {"sparsity": 0.7, "weights": "shared4"},
     ]
     return [Candidate.model_validate(settings) for settings in singles + combinations]
@@ -170,6 +182,7 @@ def seeds(epochs: float) -> list[Candidate]:
         {"channels": 0.8, "sparsity": 0.9, "weights": "int4", "integers": True},
         {"ranks": 0.5, "sparsity": 0.7, "weights": "int4", "integers": True},
         {"sparsity": 0.95, "weights": "shared4"},
+        {"variance": 0.99, "sparsity": 0.7, "weights": "int4", "integers": True},
         {"weights": "small20"},
         {"channels": 0.5, "weights": "small20"},
     ]
@@ -181,6 +194,7 @@ def suggest(trial: optuna.Trial, epochs: float) -> Candidate:
     return Candidate(
         channels=trial.suggest_categorical("channels", CHANNELS),
         ranks=trial.suggest_categorical("ranks", RANKS),
+        variance=trial.suggest_categorical("variance", VARIANCES),
         sparsity=trial.suggest_categorical("sparsity", SPARSITY),
         weights=trial.suggest_categorical("weights", WEIGHTS),
         integers=trial.suggest_categorical("integers", [True, False]),

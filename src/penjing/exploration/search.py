@@ -184,7 +184,8 @@ class _Search:
         known = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
         for point in self.study.points.values():
             if point.trained:
-                known.enqueue_trial(point.candidate, skip_if_exists=False)
+                settings = Candidate(**point.candidate).model_dump()
+                known.enqueue_trial(settings, skip_if_exists=False)
                 trial = known.ask()
                 suggest(trial, epochs)
                 known.tell(trial, [point.packed_bytes, self.study.speed(point), point.drop])
