@@ -184,6 +184,7 @@ class _Search:
         known = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
         for point in self.study.points.values():
             if point.trained:
+                # Points of an earlier version do not say what only this one knows.
                 settings = Candidate(**point.candidate).model_dump()
                 known.enqueue_trial(settings, skip_if_exists=False)
                 trial = known.ask()

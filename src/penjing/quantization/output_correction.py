@@ -22,6 +22,7 @@ from penjing.quantization.statistics import (
     channel_statistics,
     evaluating,
     hooked,
+    per_channel,
 )
 
 LARGEST_GAIN = 2.0
@@ -56,9 +57,7 @@ def correct_outputs(
             layer.bias = nn.Parameter(corrected)
         else:
             layers.set_original(layer, "bias", corrected)
-        channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        shape = (-1, *[1] * (output.dim() - 1 - channels))
-        return output * gain.reshape(shape) + shift.reshape(shape)
+        return output * per_channel(layer, gain, output) + per_channel(layer, shift, output)
 
     with hooked(once, correct), evaluating(model):
         model(batch.contiguous())

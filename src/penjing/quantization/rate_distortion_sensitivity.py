@@ -25,7 +25,12 @@ from penjing.layers import Layer, original, set_original
 from penjing.progress import shown
 from penjing.quantization import patches
 from penjing.quantization.error_compensation import Elimination, eliminate
-from penjing.quantization.statistics import channel_statistics, evaluating, hooked
+from penjing.quantization.statistics import (
+    channel_statistics,
+    evaluating,
+    hooked,
+    per_channel,
+)
 
 PATCHES = 64
 """Input patches an image that the moments are taken of, about."""
@@ -110,8 +115,7 @@ def refined(
 
     def correct(name: str, layer: Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         shift = means[name] - channel_statistics(layer, output)[0]
-        channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        return output + shift.reshape(-1, *[1] * (output.dim() - 1 - channels))
+        return output + per_channel(layer, shift, output)
 
     if images.dim() == 4:  # what CPUs convolve fastest
         images = images.contiguous(memory_format=torch.channels_last)

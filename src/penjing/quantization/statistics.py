@@ -85,10 +85,20 @@ def collect(
 
 def channel_statistics(layer: Layer, output: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every output channel of ``layer``, float ``[out]`` each."""
-    channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    channels = channel_axis(layer, output)
     others = [axis for axis in range(output.dim()) if axis != channels]
     deviations, means = torch.std_mean(output, others, correction=0)
     return means, deviations
+
+
+def channel_axis(layer: Layer, output: Tensor) -> int:
+    """Which axis of the ``output`` of ``layer`` counts its channels."""
+    return output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+
+
+def per_channel(layer: Layer, values: Tensor, output: Tensor) -> Tensor:
+    """``values`` ``[out]`` in a shape that broadcasts over the ``output`` of ``layer``."""
+    return values.reshape(-1, *[1] * (output.dim() - 1 - channel_axis(layer, output)))
 
 
 @contextmanager

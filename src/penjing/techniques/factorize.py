@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from penjing import layers
 from penjing.errors import PenjingError
 from penjing.progress import shown
-from penjing.quantization.statistics import evaluating, hooked
+from penjing.quantization.statistics import channel_axis, evaluating, hooked
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
 
@@ -96,9 +96,10 @@ class Spectrum:
     """What a layer's ranks save and drop."""
 
     outputs: Tensor
-    """Share of the squared weights dropped when 0, 1, ... output directions are kept."""
+    """Share of the squared weights, or of the outputs' variance, dropped when 0, 1, ... output
+    directions are kept."""
     inputs: Tensor | None
-    """The same for input directions; None for a layer that is a matrix."""
+    """The same for input directions; None for a layer that is a matrix, or is taken for one."""
     shape: tuple[int, int, int]
     """Outputs, inputs, and weights in one kernel."""
     stride: int
@@ -227,18 +228,11 @@ def _leading(matrix: Tensor, count: int) -> Tensor:
 def _factors(layer: Any, ranks: tuple[int, int]) -> nn.Sequential:
     weight = layer.weight.detach()
     bias = None if layer.bias is None else layer.bias.detach()
-    if isinstance(layer, nn.Linear):
-        last, first = truncated_svd(weight, ranks[0])
-        return nn.Sequential(_linear(first, None), _linear(last, bias))
-    spatial = weight.dim() - 2
-    ones = (1,) * spatial
     if weight[0, 0].numel() == 1:
         last, first = truncated_svd(weight.flatten(1), ranks[0])
-        parts = [_like(layer, first.reshape(*first.shape, *ones))]
-    else:
-        core, last, inputs = tucker2(weight, ranks)
-        parts = [_pointwise(layer, inputs.T, None), _like(layer, core)]
-    return nn.Sequential(*parts, _pointwise(layer, last, bias))
+        return nn.Sequential(*_pair(layer, first.reshape(-1, *weight.shape[1:]), last, bias))
+    core, last, inputs = tucker2(weight, ranks)
+    return nn.Sequential(_pointwise(layer, inputs.T, None), *_pair(layer, core, last, bias))
 
 
 @dataclass
@@ -277,10 +271,10 @@ def _by_outputs(
                 "model's weights and the preprocessing before factorizing."
             )
         basis, dropped = _components(scale[:, None] * seen.covariance * scale)
-        rank = _lowest(dropped, 1 - variance)
-        outputs, inputs = len(layer.weight), layer.weight[0].numel()
-        if rank * (outputs + inputs) < outputs * inputs and rank * SAMPLES <= seen.count:
-            factors[name] = _spread(layer, basis[:, :rank], scale, seen.mean)
+        shape = len(layer.weight), layer.weight[0].numel(), 1
+        ranks = Spectrum(dropped, None, shape, stride=1).ranks(1 - variance)
+        if ranks is not None and ranks[0] * SAMPLES <= seen.count:
+            factors[name] = _spread(layer, basis[:, : ranks[0]], scale, seen.mean)
     if not factors:
         raise PenjingError(
             f"factorize found no layer that becomes smaller with variance={variance}: all answer with "
@@ -313,8 +307,7 @@ def _outputs(
     sums: dict[str, _Outputs] = {}
 
     def watch(name: str, layer: layers.Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        channels = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        rows = output.movedim(channels, 0).flatten(1)
+        rows = output.movedim(channel_axis(layer, output), 0).flatten(1)
         if name not in sums:
             middle = rows.mean(1)
             zero = middle.new_zeros(len(middle), dtype=torch.float64)
@@ -347,10 +340,15 @@ def _spread(layer: Any, basis: Tensor, scale: Tensor, mean: Tensor) -> nn.Sequen
     bias = 0.0 if layer.bias is None else layer.bias.detach().double()
     rest = (mean + outer @ (inner @ (bias - mean))).to(layer.weight)
     first = (inner @ weight.flatten(1)).reshape(-1, *weight.shape[1:]).to(layer.weight)
-    outer = outer.to(layer.weight)
+    return nn.Sequential(*_pair(layer, first, outer.to(layer.weight), rest))
+
+
+def _pair(layer: Any, first: Tensor, last: Tensor, bias: Tensor | None) -> list[nn.Module]:
+    """``layer`` with the weight ``first`` ``[rank, ...]``, and what makes all outputs of these:
+    ``last`` ``[out, rank]``, with the ``bias``."""
     if isinstance(layer, nn.Linear):
-        return nn.Sequential(_linear(first, None), _linear(outer, rest))
-    return nn.Sequential(_like(layer, first), _pointwise(layer, outer, rest))
+        return [_linear(first, None), _linear(last, bias)]
+    return [_like(layer, first), _pointwise(layer, last, bias)]
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
