@@ -79,6 +79,7 @@ def seeds() -> list[Seed]:
         (chain(pruned.astype(np.float32)), "arithmetic"),
         (chain(shared.astype(np.float16)), "arithmetic"),
         (chain(wide), "arithmetic"),
+        (chain(*_biases(rng)), "arithmetic"),
         (chain(rare), "arithmetic"),
         (chain(rare), "huffman"),
         (chain(conv), "huffman"),
@@ -95,6 +96,14 @@ def seeds() -> list[Seed]:
     encoded.append(format.encode(chain(conv, conv), "huffman"))  # the smaller is one block
     old = [sealed(data[:4] + b"\x01" + data[5:]) for data in encoded[:1] + encoded[5:11]]
     return [_seed(data) for data in encoded + old]
+
+
+def _biases(rng: np.random.Generator) -> list[np.ndarray]:
+    """Rounded ones of several layers, a large one among them, and what lies on no grid."""
+    rounded = [
+        (rng.normal(0, 9, size).round() / 2**size).astype(np.float32) for size in (9, 12, 40)
+    ]
+    return [*rounded, np.array([0.1], np.float32)]
 
 
 def _in_parts(file: bytes, coder: str) -> bytes:

@@ -103,7 +103,7 @@ def test_a_million_damaged_files(known, tmp_path, batch):
 @pytest.mark.parametrize("data_type", [1, 5, 6, 7])
 def test_wide_elements_coded_as_narrow_integers_are_refused(data_type):
     """The sign bit of a wide type did not fit the byte that it was turned over in."""
-    content = Content(element_type(data_type), (10,), 80)
+    content = Content(element_type(data_type), (10,), (80,))
     integers = next(view for view in VIEWS if view.name == "integers")
     with pytest.raises(DamageError, match="another element type than its own"):
         integers.join(content, lambda shape: np.zeros(math.prod(shape), np.uint8))

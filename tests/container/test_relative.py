@@ -15,7 +15,7 @@ INT8 = element_type(3)
 
 
 def content(number: int) -> Content:
-    return Content(INT8, (number,), number)
+    return Content(INT8, (number,), (number,))
 
 
 def split(values: list[int]) -> list[np.ndarray] | None:

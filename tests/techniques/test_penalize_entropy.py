@@ -71,8 +71,15 @@ def test_weights_lie_on_grids_whose_scales_have_few_bits(net: nn.Module, task: T
         steps = layer.weight.detach() / scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
         torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
         if len(scale.unique()) > 1:
-            mantissas = torch.frexp(scale)[0] * 32
-            assert torch.equal(mantissas, mantissas.round())
+            assert on_coarse_grid(scale) and scale.min() > 0
+        assert on_coarse_grid(layer.bias)
+
+
+def on_coarse_grid(values: torch.Tensor) -> bool:
+    """Whether they are multiples, at most 63 times, of a power of two."""
+    fractions, exponents = torch.frexp(values.detach().abs().max())
+    steps = values.detach() * 2.0 ** (6 - int(exponents))
+    return float(fractions) > 0 and torch.equal(steps, steps.round())
 
 
 def test_too_short_a_training_gives_the_size_all_the_same(

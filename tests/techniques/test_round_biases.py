@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from penjing.errors import PenjingError
+from penjing.quantization import grids
 from penjing.tasks import Task, from_arrays
-from penjing.techniques.round_biases import RoundBiases, round_biases, step_for
+from penjing.techniques.round_biases import RoundBiases, round_biases
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_worked_example(task):
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=9), st.integers(2, 16))
 def test_the_step_is_the_smallest_that_reaches(values, bits):
     bias = torch.tensor(values)
-    step, largest = step_for(bias, bits), float(bias.abs().max())
+    step, largest = grids.step_for(bias, bits), float(bias.abs().max())
     reach = 2 ** (bits - 1) - 1
     assert np.frexp(step)[0] == 0.5
     if largest > 0:
@@ -51,7 +52,7 @@ def test_training_goes_on_with_the_rounding_in_place(task):
     technique.bake(model)
     assert torch.equal(model(task.example), output)
     for layer in (model[0], model[4]):
-        steps = layer.bias.detach() / step_for(layer.bias.detach(), 3)
+        steps = layer.bias.detach() / grids.step_for(layer.bias.detach(), 3)
         assert torch.equal(steps, steps.round()) and steps.abs().max() <= 4
     assert isinstance(model[1], nn.Identity)
 

@@ -212,7 +212,7 @@ def _content(members: list[Span]) -> Content:
     size = sum(span.size for span in members)
     kind = element_type(members[0].data_type)
     dims = members[0].dims if len(members) == 1 else (size * 8 // kind.bits,)
-    return Content(kind, dims, size)
+    return Content(kind, dims, tuple(span.size for span in members))
 
 
 def _digest(data: bytes) -> bytes:

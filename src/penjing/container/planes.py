@@ -65,11 +65,19 @@ def element_type(data_type: int) -> ElementType:
 
 @dataclass(frozen=True)
 class Content:
-    """What a stream codes: ``size`` bytes of elements of one type, shaped ``dims``."""
+    """What a stream codes: elements of one type, shaped ``dims``.
+
+    ``parts`` are the bytes of each tensor in it, of which there are several where small ones are joined.
+    """
 
     type: ElementType
     dims: tuple[int, ...]
-    size: int
+    parts: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return sum(self.parts)
 
     @property
     def width(self) -> int:
@@ -347,9 +355,12 @@ def _split_relative(raw: np.ndarray, content: Content) -> list[Plane] | None:
 
 
 def _nonzero(values: np.ndarray, centre: int) -> Plane:
+    return _centred(values, _flat(len(values)), centre)
+
+
+def _centred(values: np.ndarray, shape: Shape, centre: int) -> Plane:
     """Its centre is the value nearest to zero: a plane's centre lies within its range."""
-    nearest = min(max(centre, int(values.min())), int(values.max()))
-    return Plane(values, _flat(len(values)), nearest)
+    return Plane(values, shape, min(max(centre, int(values.min())), int(values.max())))
 
 
 def _join_relative(content: Content, read: Read) -> np.ndarray:
@@ -395,6 +406,76 @@ def _join_masked(content: Content, read: Read) -> np.ndarray:
     return _from_symbols(symbols, content)
 
 
+# Floats on a grid: where all values of a tensor are multiples of a power of two, at most 127 times it,
+# the power and these integers; the others' bytes.
+
+_FLOATS = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+_ON_GRID = 7
+"""Bits of the integers, without their sign."""
+_NO_GRID, _POWER_ZERO = 0, 128
+"""Symbols of a tensor that lies on no grid, and of the grid 2 ** 0."""
+
+
+def _kinds_of_grid(content: Content) -> list[str]:
+    return ["powers", "on grid", *_kinds_of_bytes(content)]
+
+
+def _split_grid(raw: np.ndarray, content: Content) -> list[Plane] | None:
+    if content.type.name not in _FLOATS or len(raw) % content.width:
+        return None
+    numbers, words = raw.view(_FLOATS[content.type.name]), raw.view(f"<u{content.width}")
+    ends = np.cumsum(content.parts)[:-1] // content.width
+    found = [_on_grid(part) for part in np.split(numbers, ends)]
+    powers = np.array([power for power, _ in found], np.uint8)
+    if not (powers != _NO_GRID).any():
+        return None
+    integers = np.concatenate([part for _, part in found]).astype(np.uint8)
+    others = words[np.repeat(powers == _NO_GRID, _lengths(content))]
+    return [
+        Plane(powers, _flat(len(powers)), _mode(powers)),
+        _centred(integers, content.shape(len(integers)), 1 << _ON_GRID),
+        *_to_planes(others, content, _flat(len(others))),
+    ]
+
+
+def _on_grid(numbers: np.ndarray) -> tuple[int, np.ndarray]:
+    """The symbol of the coarsest grid of ``numbers``, and those of their integers on it."""
+    none = _NO_GRID, np.zeros(0, np.int64)
+    wide = numbers.astype(np.float64)
+    if not np.isfinite(wide).all() or (np.signbit(wide) & (wide == 0)).any():
+        return none
+    _, exponent = np.frexp(np.abs(wide).max())
+    scaled = np.ldexp(wide, _ON_GRID - exponent)
+    integers = scaled.astype(np.int64)
+    if (integers != scaled).any():
+        return none
+    bits = int(np.bitwise_or.reduce(np.abs(integers)))
+    spare = (bits & -bits).bit_length() - 1 if bits else 0
+    power = _POWER_ZERO + int(exponent) - _ON_GRID + spare
+    return (power, (integers >> spare) + (1 << _ON_GRID)) if 0 < power < 256 else none
+
+
+def _join_grid(content: Content, read: Read) -> np.ndarray:
+    if content.type.name not in _FLOATS:
+        raise _wrong_type()
+    powers = np.repeat(read(_flat(len(content.parts))).astype(np.int64), _lengths(content))
+    fixed = powers != _NO_GRID
+    words = np.empty(len(powers), f"<u{content.width}")
+    integers = read(content.shape(int(fixed.sum()))).astype(np.float64) - (1 << _ON_GRID)
+    with np.errstate(over="ignore"):  # of float16, in damaged files
+        numbers = np.ldexp(integers, powers[fixed] - _POWER_ZERO).astype(_FLOATS[content.type.name])
+    words[fixed] = numbers.view(words.dtype)
+    words[~fixed] = _from_planes(content, _flat(int((~fixed).sum())), read)
+    return words.view(np.uint8)
+
+
+def _lengths(content: Content) -> list[int]:
+    """Elements of each tensor."""
+    if any(part % content.width for part in content.parts):
+        raise _wrong_type()
+    return [part // content.width for part in content.parts]
+
+
 VIEWS = (
     View("raw", _kinds_of_raw, _split_raw, _join_raw),
     View("integers", _kinds_of_integers, _split_integers, _join_integers),
@@ -403,5 +484,6 @@ VIEWS = (
     View("sparse", _kinds_of_sparse, _split_sparse, _join_sparse),
     View("relative", _kinds_of_relative, _split_relative, _join_relative),
     View("masked", _kinds_of_masked, _split_masked, _join_masked, coder="arithmetic"),
+    View("grid", _kinds_of_grid, _split_grid, _join_grid),
 )
 """In the order of their numbers in the file."""

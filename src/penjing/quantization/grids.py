@@ -1,6 +1,8 @@
-"""Integer grids for weights and activations, with gradients."""
+"""Integer grids for weights and activations, with gradients; grids of a power of two for the rest."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,20 @@ def _search(weight: Tensor, widest: Tensor, bits: int) -> Tensor:
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best
+
+
+def step_for(values: Tensor, bits: int) -> float:
+    """The smallest power of two of which ``2**(bits - 1) - 1`` reach the largest of ``|values|``."""
+    largest = float(values.abs().max())
+    return 2.0 ** math.ceil(math.log2(largest / (2 ** (bits - 1) - 1))) if largest > 0 else 1.0
+
+
+def multiples(values: Tensor, step: float | Tensor) -> Tensor:
+    """The nearest multiples of ``step``, a power of two: the container stores them as integers.
+
+    None is -0.0, which is no integer.
+    """
+    return torch.round(values / step) * step + 0.0
 
 
 class WeightQuantizer(nn.Module):

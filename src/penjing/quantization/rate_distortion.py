@@ -130,18 +130,17 @@ def coded_bytes(chosen: Iterable[GridWeights]) -> int:
     for one in chosen:
         number, kind = _TYPES[one.bits]
         data = one.codes.to("cpu", kind).numpy().tobytes()
-        content = Content(element_type(number), tuple(one.codes.shape), len(data))
+        content = Content(element_type(number), tuple(one.codes.shape), (len(data),))
         total += len(streams.encode(data, content, "arithmetic", memory, seed=0))
     return total
 
 
 def rounded_bias(bias: Tensor, gain: float, distortion: float) -> Tensor:
-    """``bias`` on the coarsest grid of a power of two that does no more than ``distortion``: zero
-    bits at the end of a float cost nothing in the file."""
+    """``bias`` on the coarsest grid of a power of two that does no more than ``distortion``."""
     if gain <= 0:
         return bias
     step = 2.0 ** math.floor(math.log2(math.sqrt(12 * distortion / gain)))
-    return (bias / step).round() * step
+    return grids.multiples(bias, step)
 
 
 def for_size(

@@ -41,10 +41,8 @@ once."""
 COUNT_EVERY = 50
 """Steps between two codings with the real coder."""
 FILES, HALVINGS = 8, 12
-MANTISSA = 4
-"""Bits of a channel's scale after the first."""
-BIAS_STEP = 1 / 32
-"""Of the root mean square of a layer's biases, at most."""
+BIAS_BITS = 7
+"""Of the integers that biases and the channels' scales become, with their sign."""
 
 
 Codes = dict[Layer, tuple[Tensor, float]]
@@ -303,7 +301,8 @@ def _few_bits(layer: Layer, integers: Tensor) -> None:
     if len(used):
         scale[energy == 0] = used[0].abs()  # one value more would cost bytes
         if not torch.allclose(used, used[0], rtol=1e-5, atol=0):
-            scale = _rounded(scale)
+            step = grids.step_for(scale, BIAS_BITS)
+            scale = grids.multiples(scale.abs(), step).clamp_min(step) * scale.sign()
         else:
             scale[:] = used[0]
     signed = integers * scale.sign().reshape(-1, *[1] * (integers.dim() - 1))
@@ -312,12 +311,4 @@ def _few_bits(layer: Layer, integers: Tensor) -> None:
     layer.weight_format = IntegerWeights(BITS, size)  # type: ignore[assignment]
     if layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
         bias = layer.bias.detach()
-        grid = 2.0 ** math.floor(
-            math.log2(max(float(bias.square().mean().sqrt()), 1e-30) * BIAS_STEP)
-        )
-        layer.bias = nn.Parameter((bias / grid).round() * grid)
-
-
-def _rounded(scale: Tensor) -> Tensor:
-    mantissa, exponent = torch.frexp(scale)
-    return torch.ldexp((mantissa * 2 ** (MANTISSA + 1)).round(), exponent - MANTISSA - 1)
+        layer.bias = nn.Parameter(grids.multiples(bias, grids.step_for(bias, BIAS_BITS)))

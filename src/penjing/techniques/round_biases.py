@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.quantization import grids
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
 
@@ -43,7 +43,9 @@ class RoundBiases(Technique):
             )
         self._names = set(found)
         for layer in found.values():
-            rounding = BiasRounding(step_for(layers.original(layer, "bias").detach(), self.bits))
+            rounding = BiasRounding(
+                grids.step_for(layers.original(layer, "bias").detach(), self.bits)
+            )
             parametrize.register_parametrization(layer, "bias", rounding, unsafe=True)
 
     def bake(self, model: nn.Module) -> None:
@@ -69,12 +71,5 @@ class BiasRounding(nn.Module):
         self.register_buffer("step", torch.tensor(step))
 
     def forward(self, bias: Tensor) -> Tensor:
-        # Zero is added because -0.0 would be one more value to store.
-        rounded = torch.round(bias / self.step) * self.step + 0.0
+        rounded = grids.multiples(bias, self.step)
         return bias + (rounded - bias).detach() if torch.is_grad_enabled() else rounded
-
-
-def step_for(bias: Tensor, bits: int) -> float:
-    """The smallest power of two of which ``2**(bits - 1) - 1`` reach the largest of ``|bias|``."""
-    largest = float(bias.abs().max())
-    return 2.0 ** math.ceil(math.log2(largest / (2 ** (bits - 1) - 1))) if largest > 0 else 1.0
