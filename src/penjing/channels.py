@@ -117,6 +117,16 @@ def column_mask(layer: nn.Module, channels: Tensor) -> Tensor:
     return mask
 
 
+def by_channel(values: Tensor, piece: Slice, groups: int) -> Tensor:
+    """Sums, float64, of a weight's ``values`` over each channel on the side of ``piece``; ``groups`` are
+    those of the convolution."""
+    values = values.double().cpu()
+    if piece.side == "out":
+        return values.flatten(1).sum(1)
+    rows, columns = len(values) // groups, values.shape[1]
+    return values.reshape(groups, rows, columns, -1).sum((1, 3)).flatten()
+
+
 def remove(model: nn.Module, removal: Removal) -> dict[str, tuple[int, int]]:
     """Cut channels out of ``model``, in place.
 

@@ -34,7 +34,7 @@ from torch import nn
 from penjing import snapshot
 from penjing.errors import PenjingError
 from penjing.tasks import Task
-from penjing.techniques import Technique, techniques
+from penjing.techniques import Technique, bake, techniques
 from penjing.training import TrainSettings, train
 
 
@@ -206,8 +206,7 @@ def _run_stage(
             checkpoint=checkpoint,
             progress=progress,
         )
-    for technique in reversed(attached):
-        technique.bake(model)
+    bake(attached, model, task)
     model.eval()
 
 

@@ -103,6 +103,18 @@ def on_the_trellis(layer: nn.Module) -> bool:
     return trellis.obeyed(codes[:, coding_order(layer).numpy()])
 
 
+def test_biases_that_the_correction_adds_are_rounded_and_only_kept_if_they_matter(
+    task: Task,
+) -> None:
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(576, 4, bias=False)
+    net = nn.Sequential(*body).eval()
+    small = compress_weights(net, task, distortion=1e-5)
+    steps = small[3].bias.detach() * 2**10
+    assert steps.any() and torch.equal(steps, steps.round())
+    assert small[0].bias is None
+
+
 def test_no_file_is_that_small(net: nn.Module, task: Task) -> None:
     with pytest.raises(PenjingError, match="max_bytes=200 is too small"):
         compress_weights(net, task, max_bytes=200)

@@ -11,6 +11,7 @@ from penjing import container, recipe
 from penjing.deploy import measure
 from penjing.deploy.export import export
 from penjing.errors import PenjingError
+from penjing.idle_channels import cut_idle
 from penjing.layers import compressible
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.penalize_entropy import PenalizeEntropy
@@ -73,6 +74,14 @@ def test_weights_lie_on_grids_whose_scales_have_few_bits(net: nn.Module, task: T
         if len(scale.unique()) > 1:
             assert on_coarse_grid(scale) and scale.min() > 0
         assert on_coarse_grid(layer.bias)
+
+
+def test_channels_that_lost_their_weights_are_cut(net: nn.Module, task: Task) -> None:
+    found = small(net, task, 2_000)
+    before, after = ([len(m.weight) for m in compressible(n).values()] for n in (net, found))
+    assert after[-1] == before[-1]
+    assert sum(after) < sum(before)
+    assert cut_idle(found, task.example) == {}
 
 
 def on_coarse_grid(values: torch.Tensor) -> bool:

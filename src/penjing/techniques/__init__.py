@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Technique, apply, bake
 
-__all__ = ["Technique", "apply", "techniques"]
+__all__ = ["Technique", "apply", "bake", "techniques"]
 
 
 def techniques() -> dict[str, type[Technique]]:

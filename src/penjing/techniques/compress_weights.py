@@ -79,6 +79,9 @@ class CompressWeights(Technique):
         found = layers.compressible(model)
         layers.check_finite(found)
         layers.fold_batch_norm(model, task.example.to(device))
+        for layer in found.values():
+            if layer.bias is None:  # the correction may need one: how finely, its gradient says
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
         some = torch.cat(batches)[:CORRECTION_IMAGES]
         known = rate_distortion_sensitivity.sensitivities(
@@ -246,4 +249,4 @@ def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion:
     layer.weight_format = IntegerWeights(quantizer.bits, scale)  # type: ignore[assignment]
     if layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
         bias = rate_distortion.rounded_bias(layer.bias.detach(), bias_gain, distortion)
-        layer.bias = nn.Parameter(bias)
+        layer.bias = nn.Parameter(bias) if bias.any() else None

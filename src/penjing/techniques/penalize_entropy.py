@@ -11,7 +11,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
+from penjing import channels, idle_channels, layers
+from penjing.channels import Group
 from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
 from penjing.layers import IntegerWeights, Layer
@@ -54,12 +55,14 @@ class PenalizeEntropy(Technique):
 
     Weights are rounded to one integer grid a layer whose step learns; the loss holds what the
     integers cost in the container's coder, so that weights that matter little become zero, steps
-    become coarse, and channels go whole. The penalty's strength follows the size. Batch norms stay
+    become coarse, and channels go whole: one that has lost its weights loses its bias too, and is cut
+    at the end. The penalty's strength follows the size. Batch norms stay
     what they are until the end, and are then folded as they ran in training: on images without the
     training's shifts they would expect something else. Activations stay in float.
     """
 
     name: ClassVar[str] = "penalize_entropy"
+    leaves_idle_channels: ClassVar[bool] = True
     needs_training: ClassVar[str | None] = "compress_weights finds a small file without it"
     cannot_follow: ClassVar[dict[str, str]] = {
         "quantize": "the weights are on an integer grid already; choose one of the two",
@@ -74,6 +77,7 @@ class PenalizeEntropy(Technique):
     """The same as a part of the model's parameters in float32, as the model is when it is attached."""
 
     _grids: dict[Layer, LearnedGrid] = PrivateAttr(default_factory=dict)
+    _groups: list[Group] = PrivateAttr(default_factory=list)
     _pressure: Pressure = PrivateAttr()
     _task: Task = PrivateAttr()
     _most: int = PrivateAttr(default=0)
@@ -98,6 +102,7 @@ class PenalizeEntropy(Technique):
         self._pressure = Pressure().to(device)
         found = layers.compressible(model)
         layers.check_finite(found)
+        self._groups = channels.groups(model, task.example.to(device))
         for layer in found.values():
             grid = LearnedGrid(_first_step(layer.weight.detach()), self._pressure).to(device)
             parametrize.register_parametrization(layer, "weight", grid, unsafe=True)
@@ -128,6 +133,7 @@ class PenalizeEntropy(Technique):
         pressure = self._pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
             pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
+            idle_channels.quiet(model, idle_channels.silent(model, self._groups))
         if any(float(pressure.progress) < look <= progress for look in LOOKS):
             self._rest(model)
         now = math.log2(float(pressure.honest) * self._spent)
@@ -202,6 +208,7 @@ class PenalizeEntropy(Technique):
             same = found[names[layer]]
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
+        idle_channels.cut_idle(finished, self._task.example.to(integers.device))
         return packed_bytes(finished.cpu().eval(), self._task.example)
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
@@ -210,6 +217,7 @@ class PenalizeEntropy(Technique):
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
         layers.fold_batch_norm(model, self._task.example.to(integers.device))
+        idle_channels.quiet(model, idle_channels.silent(model, self._groups))
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)
 

@@ -195,17 +195,9 @@ def _scores(group: Group, model: nn.Module, saliency: dict[str, Tensor]) -> Tens
     for piece in group.slices:
         if piece.layer in saliency:
             layer = model.get_submodule(piece.layer)
-            each = _by_channel(saliency[piece.layer], piece, getattr(layer, "groups", 1))
+            each = channels.by_channel(saliency[piece.layer], piece, getattr(layer, "groups", 1))
             score.index_add_(0, piece.units, each[piece.channels])
     return score / score.mean().clamp(min=1e-30)
-
-
-def _by_channel(saliency: Tensor, piece: Slice, groups: int) -> Tensor:
-    weights = saliency.double().cpu()
-    if piece.side == "out":
-        return weights.flatten(1).sum(1)
-    rows, columns = len(weights) // groups, weights.shape[1]
-    return weights.reshape(groups, rows, columns, -1).sum((1, 3)).flatten()
 
 
 def _choose(

@@ -10,6 +10,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from penjing.idle_channels import cut_idle
 from penjing.tasks import Task
 
 
@@ -30,6 +31,8 @@ class Technique(BaseModel, ABC):
     """Techniques that must not come before this one in a recipe, each with the reason why."""
     needs_training: ClassVar[str | None] = None
     """What to do instead, for a technique that is of no use after training."""
+    leaves_idle_channels: ClassVar[bool] = False
+    """Whether channels that have lost all their weights are to be cut once everything is baked."""
 
     def objection(self, earlier: Sequence[Technique]) -> str | None:
         """Why this technique cannot follow ``earlier`` ones in a recipe; None when it can."""
@@ -64,5 +67,13 @@ def apply(technique: Technique, model: nn.Module, task: Task) -> nn.Module:
     model = copy.deepcopy(model)
     run = technique.fresh()
     run.attach(model, task)
-    run.bake(model)
+    bake([run], model, task)
     return model
+
+
+def bake(attached: Sequence[Technique], model: nn.Module, task: Task) -> None:
+    """Bake the techniques ``attached`` together, in place, and cut the channels that they left idle."""
+    for technique in reversed(attached):
+        technique.bake(model)
+    if any(technique.leaves_idle_channels for technique in attached):
+        cut_idle(model, task.example.to(next(model.parameters()).device))
