@@ -17,6 +17,7 @@ import io
 import tarfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,11 +147,16 @@ def rows(work: str, model: nn.Module, task: Task, aims: list[Aim]) -> list[dict[
 def file_outputs(model: nn.Module, task: Task, work: str) -> tuple[Tensor, Tensor]:
     """What ONNX Runtime makes of the test images with the packed and unpacked file, and targets."""
     HOME.mkdir(parents=True, exist_ok=True)
-    packed, graph = HOME / f"{work}.penjing", HOME / f"{work}.onnx"
-    export(model, task.example, graph)
-    container.pack(graph, packed)
-    container.unpack(packed, graph)
-    return measure.outputs(graph, task, "test")
+    packed = HOME / f"{work}.penjing"
+    export(model, task.example, graph(work))
+    container.pack(graph(work), packed)
+    container.unpack(packed, graph(work))
+    return measure.outputs(graph(work), task, "test")
+
+
+def graph(work: str) -> Path:
+    """The ONNX file that ``file_outputs`` writes."""
+    return HOME / f"{work}.onnx"
 
 
 def packed_bytes(work: str) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 import results
 from frontier import CACHE, named, row
 from penjing import recipe
-from smallest import CIFAR, divergence, file_outputs, net, packed_bytes, parameters
+from penjing.deploy import measure
+from smallest import CIFAR, divergence, file_outputs, graph, net, packed_bytes, parameters
 
 RECIPES = Path(__file__).parent / "recipes"
 GOALS = {
@@ -38,10 +39,12 @@ def rows(name: str) -> list[dict]:
     whole, least = 4 * parameters(model), CIFAR[name][0] - drop
     expected, target = file_outputs(model, task, name)
     fp32 = task.score(expected, target)
+    original = graph(name).rename(graph(f"{name}-fp32"))
     steps = recipe.load(RECIPES / f"{file}.yaml")
     small = recipe.compress(model, task, steps, cache=CACHE / "smallest-trained", progress=True)
     found, _ = file_outputs(small, task, name)
     size, score = packed_bytes(name), task.score(found, target)
+    before, after = measure.latency([original, graph(name)])
     work = f"{name}, trained, {file.rpartition('-')[2]}"
     none = (None, "", None, None)
     return [
@@ -49,6 +52,7 @@ def rows(name: str) -> list[dict]:
         row(work, "file, bytes", size, None, "", int(whole / times), size <= whole / times),
         row(work, "top-1, test", score, None, "", least, score >= least),
         row(work, "divergence from fp32, nats", divergence(found, expected), *none),
+        row(work, "latency, ms", after.median_ms, before.median_ms, "fp32", None, None),
     ]
 
 
