@@ -29,7 +29,11 @@ ROOM = 100
 QUICK = 5.0
 """How many times faster than weights the logarithms of the steps learn."""
 RAMP_END = 0.65
-"""Share of the training after which the weights are to have their size; the rest is for the score."""
+"""Share of the training after which the weights are to have nearly their size; the rest is for the
+score."""
+SLACK = 0.12
+"""Octaves of size that they may have more by then: weights settle as the learning rate falls, and what
+has become zero hardly comes back."""
 AIM = 0.99
 """Of the size: what training aims at, so that next to nothing is left to cut."""
 LOOKS = (RAMP_END, 0.8, 0.9, 0.95)
@@ -39,6 +43,8 @@ START, STRONGEST = -7.0, 10.0
 INTEGRAL, PROPORTIONAL = 80.0, 4.0
 """Octaves of strength for each octave of size that is too much: added over the whole training, and at
 once."""
+AT_SIZE = 3.0
+"""Times that, after the ramp: then the strength hardly moves the size any more."""
 COUNT_EVERY = 50
 """Steps between two codings with the real coder."""
 FILES, HALVINGS = 8, 12
@@ -140,9 +146,12 @@ class PenalizeEntropy(Technique):
         if not pressure.steps:
             pressure.first.fill_(now)
         first, last = float(pressure.first), math.log2(max(float(pressure.wanted), 1.0))
-        excess = now - first - (last - first) * min(progress / RAMP_END, 1.0)
+        settled = max(progress - RAMP_END, 0.0) / (1 - RAMP_END)
+        ramp = (last + SLACK - first) * min(progress / RAMP_END, 1.0) - SLACK * settled
+        excess = now - first - ramp
         pressure.steps += 1
         passed = progress - float(pressure.progress)
+        excess *= AT_SIZE if progress > RAMP_END else 1.0
         pressure.octaves.add_(INTEGRAL * passed * excess).clamp_(max=STRONGEST)
         pressure.progress.fill_(progress)
         octaves = float(pressure.octaves) + PROPORTIONAL * excess
