@@ -14,7 +14,7 @@ from penjing.errors import PenjingError
 from penjing.idle_channels import cut_idle
 from penjing.layers import compressible
 from penjing.tasks import Task, evaluate, from_arrays
-from penjing.techniques.penalize_entropy import PenalizeEntropy
+from penjing.techniques.penalize_entropy import PenalizeEntropy, _rounded
 from penjing.training import TrainSettings, train
 
 TRAIN = {"epochs": 6, "batch_size": 32, "optimizer": "adamw", "lr": 0.005, "augment": False}
@@ -72,7 +72,8 @@ def test_weights_lie_on_grids_whose_scales_have_few_bits(net: nn.Module, task: T
         steps = layer.weight.detach() / scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
         torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
         if len(scale.unique()) > 1:
-            assert on_coarse_grid(scale) and scale.min() > 0
+            fractions = torch.frexp(scale)[0] * 16
+            assert on_coarse_grid(scale) or torch.equal(fractions, fractions.round())
         assert on_coarse_grid(layer.bias)
 
 
@@ -82,6 +83,13 @@ def test_channels_that_lost_their_weights_are_cut(net: nn.Module, task: Task) ->
     assert after[-1] == before[-1]
     assert sum(after) < sum(before)
     assert cut_idle(found, task.example) == {}
+
+
+def test_scales_of_any_range_keep_their_size() -> None:
+    near, far = torch.tensor([0.3, 0.11, -0.2]), torch.tensor([5.0, 0.011, -0.3])
+    assert on_coarse_grid(_rounded(near)) and not on_coarse_grid(_rounded(far))
+    for scale in (near, far):
+        assert ((_rounded(scale) - scale).abs() <= scale.abs() / 16).all()
 
 
 def on_coarse_grid(values: torch.Tensor) -> bool:

@@ -50,6 +50,8 @@ COUNT_EVERY = 50
 FILES, HALVINGS = 8, 12
 BIAS_BITS = 7
 """Of the integers that biases and the channels' scales become, with their sign."""
+SMALLEST = 8
+"""Integer of a channel's scale, at least: a smaller one would be rounded by more than a sixteenth."""
 
 
 Codes = dict[Layer, tuple[Tensor, float]]
@@ -318,8 +320,7 @@ def _few_bits(layer: Layer, integers: Tensor) -> None:
     if len(used):
         scale[energy == 0] = used[0].abs()  # one value more would cost bytes
         if not torch.allclose(used, used[0], rtol=1e-5, atol=0):
-            step = grids.step_for(scale, BIAS_BITS)
-            scale = grids.multiples(scale.abs(), step).clamp_min(step) * scale.sign()
+            scale = _rounded(scale)
         else:
             scale[:] = used[0]
     signed = integers * scale.sign().reshape(-1, *[1] * (integers.dim() - 1))
@@ -329,3 +330,12 @@ def _few_bits(layer: Layer, integers: Tensor) -> None:
     if layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
         bias = layer.bias.detach()
         layer.bias = nn.Parameter(grids.multiples(bias, grids.step_for(bias, BIAS_BITS)))
+
+
+def _rounded(scale: Tensor) -> Tensor:
+    """On one grid; or, where they differ too much for that, each by no more than a sixteenth."""
+    step = grids.step_for(scale, BIAS_BITS)
+    if float(scale.abs().min()) >= SMALLEST * step:
+        return grids.multiples(scale, step)
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp((mantissa * 2 * SMALLEST).round(), exponent) / (2 * SMALLEST)
