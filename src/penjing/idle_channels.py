@@ -23,8 +23,6 @@ def cut_idle(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int]]:
     ``example`` is one input, float32 ``[N, ...]``. Returns, for each convolution and linear layer that
     lost outputs, their number before and after.
     """
-    if not any(_has_empty(layer) for layer in layers.compressible(model).values()):
-        return {}
     cut: dict[str, tuple[int, int]] = {}
     while removal := _idle(model, example):  # what fed a channel that is gone may now be idle too
         expected = channels.outputs(model, example)
@@ -52,6 +50,8 @@ def quiet(model: nn.Module, removal: Removal) -> None:
 
 
 def _idle(model: nn.Module, example: Tensor) -> Removal:
+    if not any(_has_empty(layer) for layer in layers.compressible(model).values()):
+        return []  # finding the groups takes seconds
     groups = channels.groups(model, example)
     zero = _zero_inputs(model, groups, example)
     removal = []

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_files import chain
+from onnx import TensorProto
+from onnx_files import chain, graph
 
 from penjing.container import format, planes
 from penjing.container.damage import DamageError
@@ -83,6 +84,16 @@ def test_rounded_biases_cost_little_more_than_the_entropy_of_their_integers():
     (stream,) = decoded.streams
     assert stream.decoded.view == "grid"
     assert stream.coded_bytes < 1.1 * entropy + 40
+
+
+def test_tensors_that_end_inside_an_element_are_packed_all_the_same():
+    """Six bytes each of float32: together they are three elements."""
+    broken = [
+        TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], raw_data=bytes(6))
+        for name in ("a", "b")
+    ]
+    file = graph(broken)
+    assert format.decode(format.encode(file, "arithmetic")).model() == file
 
 
 def test_another_type_is_damage():

@@ -421,7 +421,7 @@ def _kinds_of_grid(content: Content) -> list[str]:
 
 
 def _split_grid(raw: np.ndarray, content: Content) -> list[Plane] | None:
-    if content.type.name not in _FLOATS or len(raw) % content.width:
+    if content.type.name not in _FLOATS or not _are_whole(content):
         return None
     numbers, words = raw.view(_FLOATS[content.type.name]), raw.view(f"<u{content.width}")
     ends = np.cumsum(content.parts)[:-1] // content.width
@@ -456,7 +456,7 @@ def _on_grid(numbers: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def _join_grid(content: Content, read: Read) -> np.ndarray:
-    if content.type.name not in _FLOATS:
+    if content.type.name not in _FLOATS or not _are_whole(content):
         raise _wrong_type()
     powers = np.repeat(read(_flat(len(content.parts))).astype(np.int64), _lengths(content))
     fixed = powers != _NO_GRID
@@ -469,10 +469,13 @@ def _join_grid(content: Content, read: Read) -> np.ndarray:
     return words.view(np.uint8)
 
 
+def _are_whole(content: Content) -> bool:
+    """Whether no tensor ends inside an element; joined ones may do so and still add up."""
+    return not any(part % content.width for part in content.parts)
+
+
 def _lengths(content: Content) -> list[int]:
     """Elements of each tensor."""
-    if any(part % content.width for part in content.parts):
-        raise _wrong_type()
     return [part // content.width for part in content.parts]
 
 

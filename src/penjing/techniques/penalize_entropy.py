@@ -64,9 +64,9 @@ class PenalizeEntropy(Technique):
     Weights are rounded to one integer grid a layer whose step learns; the loss holds what the
     integers cost in the container's coder, so that weights that matter little become zero, steps
     become coarse, and channels go whole: one that has lost its weights loses its bias too, and is cut
-    at the end. The penalty's strength follows the size. Batch norms stay
-    what they are until the end, and are then folded as they ran in training: on images without the
-    training's shifts they would expect something else. Activations stay in float.
+    at the end. The penalty's strength follows the size. Batch norms stay what they are until the end,
+    and are then folded as they ran in training: on images without the training's shifts they would
+    expect something else. Activations stay in float.
     """
 
     name: ClassVar[str] = "penalize_entropy"
