@@ -124,15 +124,32 @@ def test_every_ordered_pair_runs_and_deploys_or_is_refused(
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), "the model itself must stay as it was"
 
-    path = tmp_path / "model.onnx"
-    export(small, task.example, path, calibration=task.calibration(64))
+    check_deployed(small, task, tmp_path, 0.05 if "quantize" in (first, second) else 1e-4)
+
+
+def check_deployed(small: nn.Module, task: Task, folder: Path, tolerance: float) -> None:
+    """The exported file answers as the model does, up to ``tolerance`` of the largest answer."""
+    export(small, task.example, folder / "model.onnx", calibration=task.calibration(64))
     images = torch.cat([batch for batch, _ in task.batches("test", 64)])
     with torch.no_grad():
-        expected = small(images).numpy()
-    ((found,),) = run(path, [images.numpy()])
-    quantized = "quantize" in (first, second)
-    tolerance = (0.05 if quantized else 1e-4) * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
+        expected = small.cpu()(images).numpy()
+    ((found,),) = run(folder / "model.onnx", [images.numpy()])
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("training", [False, True], ids=["after-training", "in-training"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_technique_works_on_a_gpu(
+    name: str, training: bool, model: nn.Module, task: Task, tmp_path: Path
+) -> None:
+    stage: dict[str, object] = {"techniques": [{name: SETTINGS[name]}]}
+    if training or techniques()[name].needs_training:
+        stage["train"] = {"epochs": 0.3, "batch_size": 32, "distill": {}}
+    steps = Recipe.model_validate({"stages": [stage]})
+    small = compress(copy.deepcopy(model).cuda(), task, steps)
+    assert next(small.parameters()).is_cuda
+    check_deployed(small, task, tmp_path, 0.05 if name == "quantize" else 1e-4)
 
 
 @pytest.mark.parametrize(("first", "second"), [pair for pair in PAIRS if pair not in REFUSED])

@@ -34,7 +34,7 @@ def export(
     """Write ``model`` to ``path`` as ONNX with weights stored as they are counted.
 
     Args:
-        model: a baked model; it is not changed.
+        model: a baked model, on any device; it is not changed.
         example: one input, float32 ``[1, C, H, W]`` (or what ``model`` takes); the batch axis of the
             file is free.
         path: the ``.onnx`` file to write.
@@ -49,7 +49,7 @@ def export(
     Raises:
         PenjingError: a layer needs calibration and there is none, or the model cannot be exported.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).cpu().eval()
     if not any(hasattr(m, "weight_format") for m in layers.compressible(model).values()):
         layers.fold_batch_norm(model, example)
     taken = take_layers(model)
@@ -63,7 +63,7 @@ def export(
 
 
 def packed_bytes(model: nn.Module, example: Tensor) -> int:
-    """Bytes of the ``.penjing`` file of ``model``, which is on the CPU; the file is not kept."""
+    """Bytes of the ``.penjing`` file of ``model``; the file is not kept."""
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "model.onnx")
         export(model, example, graph)

@@ -25,7 +25,7 @@ def codes_and_scale(layer: DeployedLayer) -> tuple[np.ndarray, np.ndarray]:
     Raises ``PenjingError`` when the weights do not lie on the grid that the layer claims.
     """
     assert isinstance(layer.format, IntegerWeights)
-    scale = layer.format.scale.detach().numpy().astype(np.float32).reshape(-1)
+    scale = layer.format.scale.detach().cpu().numpy().astype(np.float32).reshape(-1)
     steps = layer.weight / scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
     codes = np.rint(steps)
     low, high = limits(layer.format.bits)

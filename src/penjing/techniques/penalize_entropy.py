@@ -220,7 +220,7 @@ class PenalizeEntropy(Technique):
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
         idle_channels.cut_idle(finished, self._task.example.to(integers.device))
-        return packed_bytes(finished.cpu().eval(), self._task.example)
+        return packed_bytes(finished, self._task.example)
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
         """Plain layers with weights ``integers * step``, norms folded, scales and biases of few bits."""

@@ -34,7 +34,7 @@ def _has_codebook(node: ir.Node) -> bool:
 
 def _lower(graph: ir.Graph, node: ir.Node) -> None:
     layer = node.meta["layer"]
-    values = np.sort(layer.format.values.detach().numpy())
+    values = np.sort(layer.format.values.detach().cpu().numpy())
     weight = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
     indices = np.searchsorted(values, weight).clip(max=len(values) - 1)
     if not np.array_equal(values[indices], weight):
