@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,7 +50,8 @@ class TrainSettings(BaseModel):
         warmup: share of the training in which the learning rate rises.
         label_smoothing: of the cross entropy.
         ema: decay of a running average of the weights, which is then the result; None for none.
-        augment: shift and mirror the training images at random.
+        augment: shift and mirror the training images at random; a number is the largest shift, as
+            a share of the side (true: an eighth).
         distill: learn from a teacher, too.
         seed: of the order of the images, augmentation and dropout.
         time_budget: seconds after which training ends. Learning rate and techniques then follow
@@ -69,7 +70,7 @@ class TrainSettings(BaseModel):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
-    augment: bool = True
+    augment: bool | Annotated[float, Field(gt=0, le=0.5)] = True
     distill: Distill | None = None
     seed: int = 0
     time_budget: float | None = Field(default=None, gt=0)

@@ -24,5 +24,7 @@ def test_shift_reaches_every_position_and_flip_half_of_the_images():
     pixels[:, :, 8, 4] = 1
     positions = shift(pixels, generator).flatten(1).argmax(1)
     assert len(positions.unique()) == 25
+    near = shift(pixels, generator, 0.1).flatten(1).argmax(1)
+    assert len(near.unique()) == 9
     flipped = flip(pixels, generator)[:, 0, 8, 11].float().mean()
     assert abs(float(flipped) - 0.5) < 0.05

@@ -65,6 +65,19 @@ def test_augmentation_changes_the_pixels_and_not_the_labels():
     assert plain.shape == changed.shape
 
 
+def test_a_number_says_how_far_images_are_shifted():
+    task = tasks.from_arrays(np.full((90, 16, 16), 255, np.uint8), np.arange(90) % 3)
+
+    def moved_in(augment: bool | float) -> int:
+        """The most rows and columns of one image that are black."""
+        images, _ = next(task.batches("train", 72, augment=augment))
+        black = (images == images.min()) & (images.min() < images.max())
+        rows, columns = black.all(3).sum(2).amax(), black.all(2).sum(2).amax()
+        return max(int(rows), int(columns))
+
+    assert [moved_in(share) for share in (False, 0.1, True, 0.25)] == [0, 1, 2, 4]
+
+
 def test_example_is_one_input():
     example = make_task().example
     assert example.shape == (1, 3, 8, 8) and example.dtype == torch.float32

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from penjing.attention.coco import Annotated
 from penjing.attention.frames import read, to_input
 from penjing.errors import PenjingError
+from penjing.tasks.augment import SHIFT
 
 Pixels = NDArray[Any]
 """uint8 ``[h, w, channels]``."""
@@ -76,10 +77,14 @@ class BoxImages:
         return len(self.images)
 
     def batches(
-        self, order: Tensor, batch_size: int, generator: Generator | None = None
+        self,
+        order: Tensor,
+        batch_size: int,
+        generator: Generator | None = None,
+        shift: float = SHIFT,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and targets of the images at ``order``; with a generator, a random view of each or
-        a mosaic of it with three others."""
+        a mosaic of it with three others, which take the place of a ``shift``."""
         for part in order.split(batch_size):
             if generator is None:
                 made = [self._plain(index) for index in part.tolist()]

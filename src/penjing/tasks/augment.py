@@ -6,14 +6,17 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+SHIFT = 1 / 8
+"""How far images are shifted, as a share of their side, where nothing else is said."""
 
-def shift(pixels: Tensor, generator: Generator) -> Tensor:
-    """Each image of ``[N, C, H, W]`` moved by up to an eighth of its side, black moving in.
+
+def shift(pixels: Tensor, generator: Generator, share: float = SHIFT) -> Tensor:
+    """Each image of ``[N, C, H, W]`` moved by up to ``share`` of its longer side, black moving in.
 
     The padded random crop of He et al. 2016 (arXiv:1512.03385, section 4.2): 4 px at 32 x 32.
     """
     count, channels, height, width = pixels.shape
-    reach = max(height, width) // 8
+    reach = int(max(height, width) * share)
     padded = F.pad(pixels, (reach,) * 4)
     top = torch.randint(2 * reach + 1, (count, 1), generator=generator)
     left = torch.randint(2 * reach + 1, (count, 1), generator=generator)

@@ -66,13 +66,18 @@ class Images:
         return len(self.labels)
 
     def batches(
-        self, order: Tensor, batch_size: int, generator: Generator | None = None
+        self,
+        order: Tensor,
+        batch_size: int,
+        generator: Generator | None = None,
+        shift: float = augment.SHIFT,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels uint8 ``[n, C, H, W]`` and labels int64 ``[n]`` of the images at ``order``; with a
-        generator, each shifted and, where it may be, mirrored at random."""
+        generator, each shifted by up to that share of its side and, where it may be, mirrored at
+        random."""
         for pixels, labels in self._plain_batches(order, batch_size):
             if generator is not None:
-                pixels = augment.shift(pixels, generator)
+                pixels = augment.shift(pixels, generator, shift)
                 if self.mirrored:
                     pixels = augment.flip(pixels, generator)
             yield pixels, labels

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PenjingError
+from penjing.tasks.augment import SHIFT
 from penjing.tasks.preprocessing import Preprocessing
 
 SplitName = Literal["train", "validation", "test"]
@@ -26,10 +27,14 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, order: Tensor, batch_size: int, generator: Generator | None = None
+        self,
+        order: Tensor,
+        batch_size: int,
+        generator: Generator | None = None,
+        shift: float = SHIFT,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels uint8 ``[n, C, H, W]`` and targets ``[n, ...]`` of the images at ``order``; with a
-        generator, changed at random as training images are."""
+        generator, changed at random as training images are, shifts by up to a share of the side."""
         ...
 
     def digest(self) -> bytes:
@@ -85,7 +90,7 @@ class Task:
         batch_size: int = 128,
         *,
         shuffle: bool = False,
-        augment: bool = False,
+        augment: bool | float = False,
         seed: int = 0,
         limit: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,7 +98,8 @@ class Task:
 
         Args:
             shuffle: random order, the same for the same ``seed``.
-            augment: change each image at random, as its split does.
+            augment: change each image at random, as its split does; a number is the largest shift,
+                as a share of the side (True: an eighth).
             seed: of order and augmentation; a training loop passes its epoch.
             limit: read only so many images, always the same random ones.
 
@@ -105,7 +111,9 @@ class Task:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + seed)
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
-        for pixels, targets in images.batches(order, batch_size, generator if augment else None):
+        shift = SHIFT if augment is True else float(augment)
+        changes = generator if augment else None
+        for pixels, targets in images.batches(order, batch_size, changes, shift):
             yield self.preprocessing.normalize(pixels), targets
 
     def calibration(self, images: int = 512, batch_size: int = 64) -> list[Tensor]:
