@@ -20,6 +20,7 @@ whose order may change), so that encoder and decoder agree on every machine.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,9 +59,13 @@ def class_magnitude(of_class: int) -> float:
     return math.ldexp(math.sqrt(2) if half else 1.0, octaves)
 
 
-_THRESHOLDS = np.array(
-    [[edge * class_magnitude(k) * _UNIT for k in range(CLASSES)] for edge in _LEVEL_EDGES]
-)
+@functools.cache
+def _level_table() -> np.ndarray:
+    """Levels, uint8 [classes, sizes], of expected values by size in 1 / _UNIT; the last is of all
+    larger ones."""
+    edges = [[edge * class_magnitude(k) * _UNIT for edge in _LEVEL_EDGES] for k in range(CLASSES)]
+    sizes = np.arange(int(edges[-1][-1]) + 2)
+    return np.stack([np.searchsorted(of_class, sizes) for of_class in edges]).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,8 @@ class Contexts:
 
     def of(self, columns: slice) -> Block:
         """How to code the block at ``columns`` of the current rows."""
-        contexts = self._classes(columns) * np.uint16(LEVELS)
+        classes = self._classes(columns)
+        contexts = classes * np.uint16(LEVELS)
         none = np.zeros((1, 1), np.int32)
         if not self.predicted:
             return Block(contexts, none + 1, none, none)
@@ -153,7 +159,10 @@ class Contexts:
             nearest = np.clip((expected + _UNIT // 2) // _UNIT, self.values.low, self.values.high)
             return Block(contexts, none + 1, nearest.astype(np.int32), expected)
         signs = np.where(self.mirrored & (expected < 0), -1, 1).astype(np.int32)
-        return Block(contexts + self._levels(contexts, np.abs(expected)), signs, none, expected)
+        table = _level_table()
+        sizes = np.minimum(np.abs(expected), table.shape[1] - 1)
+        levels = table.ravel()[classes * np.int32(table.shape[1]) + sizes]
+        return Block(contexts + levels, signs, none, expected)
 
     def coded_range(self) -> tuple[int, int]:
         """The least and the largest number that ``signs * (value - offsets)`` can be."""
@@ -161,12 +170,6 @@ class Contexts:
         if self.predicted and self.values.smooth:
             return low - high, high - low
         return (min(low, -high), max(high, -low)) if self.mirrored else (low, high)
-
-    def _levels(self, contexts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        levels = np.zeros(sizes.shape, np.uint16)
-        for edges in _THRESHOLDS:
-            levels += sizes > edges[contexts // LEVELS]
-        return levels
 
     def _classes(self, columns: slice) -> np.ndarray:
         mean = self.total / self.number
@@ -230,10 +233,10 @@ class Kernels:
         self.values[position] = values
 
     def expect(self, position: int) -> np.ndarray:
-        """int64 [rows, channels]: expected values in units of 1 / 64."""
-        expected = np.zeros(self.values.shape[1:], np.int64)
+        """int32 [rows, channels]: expected values in units of 1 / 64."""
+        expected = np.zeros(self.values.shape[1:], np.int32)  # below 8 * 64 * 32 * 255
         for other, weight in self._weights(position):
-            expected += weight * self.values[other].astype(np.int64)
+            expected += weight * self.values[other]
         return expected
 
     def _weights(self, position: int) -> list[tuple[int, int]]:
