@@ -61,7 +61,7 @@ def test_a_channel_that_is_the_same_for_all_images_but_not_zero_stays():
     model[0].weight[4] = 0
     model[1].bias[4] = 1
     assert cut_idle(model, EXAMPLE[:1]) == {}
-    quiet(model, silent(model, channels.groups(model, EXAMPLE)))
+    quiet(model, channels.groups(model, EXAMPLE))
     assert cut_idle(model, EXAMPLE[:1]) == {"0": (8, 7), "3": (8, 7)}
 
 
@@ -73,7 +73,7 @@ def test_a_sum_is_silent_only_if_all_its_terms_are():
     groups = channels.groups(model, EXAMPLE)
     ((group, units),) = silent(model, groups)
     assert group.removed(group.root, units).tolist() == [3]
-    quiet(model, [(group, units)])
+    quiet(model, groups)
     expected = model(EXAMPLE)
     assert cut_idle(model, EXAMPLE[:1]) == {"a": (5, 4), "b": (5, 4)}
     torch.testing.assert_close(model(EXAMPLE), expected)
@@ -111,7 +111,7 @@ def test_any_sparse_network_answers_as_before(share, seed):
         if isinstance(layer, nn.Conv2d):
             layer.weight *= torch.rand(layer.weight.shape, generator=random) > share
             layer.weight *= torch.rand(len(layer.weight), 1, 1, 1, generator=random) > 0.3
-    quiet(model, silent(model, channels.groups(model, torch.zeros(1, 3, 32, 32))))
+    quiet(model, channels.groups(model, torch.zeros(1, 3, 32, 32)))
     images = torch.randn(4, 3, 32, 32, generator=random)
     expected, before = model(images), sum(p.numel() for p in model.parameters())
     cut_idle(model, images[:1])

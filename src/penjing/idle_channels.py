@@ -41,9 +41,9 @@ def silent(model: nn.Module, groups: list[Group]) -> Removal:
         return [(group, _without_weights(model, group, _makers(model, group))) for group in groups]
 
 
-def quiet(model: nn.Module, removal: Removal) -> None:
-    """Zero the biases of the channels of ``removal``, and what norms take from them."""
-    for group, units in removal:
+def quiet(model: nn.Module, groups: list[Group]) -> None:
+    """Zero the biases of the ``silent`` channels of ``groups``, and what norms take from them."""
+    for group, units in silent(model, groups):
         for piece in group.slices:
             if piece.side == "out":
                 _quiet(channels.leaving(model, piece.layer), group.removed(piece, units))

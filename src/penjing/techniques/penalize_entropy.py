@@ -141,7 +141,7 @@ class PenalizeEntropy(Technique):
         pressure = self._pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
             pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
-            idle_channels.quiet(model, idle_channels.silent(model, self._groups))
+            idle_channels.quiet(model, self._groups)
         if any(float(pressure.progress) < look <= progress for look in LOOKS):
             self._rest(model)
         now = math.log2(float(pressure.honest) * self._spent)
@@ -228,7 +228,7 @@ class PenalizeEntropy(Technique):
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
         layers.fold_batch_norm(model, self._task.example.to(integers.device))
-        idle_channels.quiet(model, idle_channels.silent(model, self._groups))
+        idle_channels.quiet(model, self._groups)
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)
 
