@@ -69,6 +69,7 @@ def seeds() -> list[Seed]:
     branch = helper.make_node("If", ["x"], ["z"], then_branch=inner)
     rare = np.where(rng.random((60, 40)) < 0.02, rng.integers(-9, 9, (60, 40)), 0).astype(np.int8)
     wide = np.where(rng.random((60, 40)) < 0.1, rng.integers(-99, 99, (60, 40)), 0).astype(np.int8)
+    nearby = np.where(np.repeat(rng.random((60, 5)) < 0.1, 8, 1), rng.integers(-9, 9, (60, 40)), 0)
     dependent = walk((8, 6, 9), 3, rng).reshape(8, 6, 3, 3).astype(np.int8)
     few = [np.arange(5, dtype=np.int64), np.ones(3, bool), np.float64(2.5), np.zeros((0, 2))]
     files = [
@@ -81,6 +82,7 @@ def seeds() -> list[Seed]:
         (chain(wide), "arithmetic"),
         (chain(*_biases(rng)), "arithmetic"),
         (chain(rare), "arithmetic"),
+        (chain(nearby.astype(np.int8)), "arithmetic"),
         (chain(rare), "huffman"),
         (chain(conv), "huffman"),
         (chain(conv, conv[::-1], *map(np.asarray, few)), "huffman"),

@@ -1,11 +1,16 @@
 """The adaptive arithmetic coder against round trips and entropies known in closed form."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from walks import walk
 
 from penjing.container import arithmetic
+from penjing.container.contexts import coding_order
+from penjing.container.damage import DamageError
 
 
 def bits(symbols: np.ndarray, shape, centre: int) -> float:
@@ -28,7 +33,10 @@ def entropy(symbols: np.ndarray) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.tuples(st.integers(1, 40), st.integers(1, 9), st.sampled_from([1, 1, 2, 9, 25, 70])),
+    st.one_of(
+        st.tuples(st.integers(1, 40), st.integers(1, 9), st.sampled_from([1, 1, 2, 9, 25, 70])),
+        st.tuples(st.integers(1, 40), st.integers(4, 12).map(lambda n: 8 * n), st.just(1)),
+    ),
     st.integers(0, 255),
     st.floats(0.05, 120),
     st.integers(0, 2**32 - 1),
@@ -77,6 +85,51 @@ def test_smooth_kernels_cost_less(step):
     # Eight of nine values have a variance of 0.19 or 0.19 ** 2 given the others: at most 1.6 bits.
     gained = entropy(symbols) - bits(symbols, (256, 64, 9), 128)
     assert (1.25 if step == 0.02 else 0.8) < gained < 1.6
+
+
+def in_runs(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Where a tenth of a matrix lies, in runs of eight columns."""
+    return np.repeat(rng.random((rows, columns // 8)) < 0.1, 8, 1)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(200, 64), (2000, 256)])
+def test_numbers_near_one_another_cost_less(rows, columns):
+    rng = np.random.default_rng(5)
+    numbers = rng.integers(-9, 10, (rows, columns))
+    symbols = (np.where(in_runs(rows, columns, rng), numbers, 0) + 128).astype(np.uint8)
+    elsewhere = symbols[:, rng.permutation(columns)]
+    near, far = (bits(one.ravel(), (rows, columns, 1), 128) for one in (symbols, elsewhere))
+    # Places are to be said of whole runs: of an eighth as many.
+    places = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
+    values = 0.1 * np.log2(19)
+    assert places / 8 + 0.9 * values < near < 0.6 * places + values
+    assert far > 0.9 * (places + values)
+
+
+def test_those_that_follow_the_trellis_do_so_too():
+    rng = np.random.default_rng(8)
+    symbols = walk((300, 64, 1), 3.0 * in_runs(300, 64, rng), rng) + 128
+    elsewhere = walk((300, 64, 1), 3.0 * in_runs(300, 64, rng)[:, rng.permutation(64)], rng) + 128
+    near, far = (
+        bits(one.astype(np.uint8).ravel(), (300, 64, 1), 128) for one in (symbols, elsewhere)
+    )
+    assert near < 0.8 * far
+    coded, _ = arithmetic.encode(symbols.astype(np.uint8).ravel(), (300, 64, 1), 128, "weights", {})
+    assert coded[3] == arithmetic.DEPENDENT + arithmetic.EIGHTS
+
+
+@given(st.integers(4, 3000))
+def test_eights_keep_the_order(eights):
+    assert np.array_equal(coding_order((1, 8 * eights, 1)), coding_order((1, eights, 8)))
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 1), (3, 36, 1), (3, 8, 5)])
+def test_eights_are_refused_where_a_plane_has_none(shape):
+    symbols = np.random.default_rng(7).integers(0, 9, math.prod(shape)).astype(np.uint8)
+    coded, _ = arithmetic.encode(symbols, shape, 4, "weights", {})
+    wrong = coded[:3] + bytes([coded[3] + arithmetic.EIGHTS]) + coded[4:]
+    with pytest.raises(DamageError, match="wrong form"):
+        arithmetic.decode(wrong, shape, "weights", {})
 
 
 def test_what_a_tensor_teaches_makes_the_next_smaller():

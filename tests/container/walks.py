@@ -6,13 +6,14 @@ from penjing.container import trellis
 from penjing.container.contexts import Shape, coding_order
 
 
-def walk(shape: Shape, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """int64 [rows, columns]: each the nearest on its grid to a number from Laplace's law."""
+def walk(shape: Shape, scale: float | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """int64 [rows, columns]: each the nearest on its grid to one from Laplace's law of ``scale``."""
     values = np.zeros((shape[0], shape[1] * shape[2]), np.int64)
-    for row in values:
+    scales = np.broadcast_to(scale, values.shape)
+    for row, row_scales in zip(values, scales, strict=True):
         state = 0
         for column in coding_order(shape):
-            wanted = np.clip(rng.laplace(0, scale), -120, 120)
+            wanted = np.clip(rng.laplace(0, row_scales[column]), -120, 120)
             grid = state & 1
             allowed = np.union1d(*(trellis.values_of(2 * grid + p, -127, 127) for p in (0, 1)))
             row[column] = allowed[np.abs(allowed - wanted).argmin()]

@@ -19,6 +19,7 @@ import numpy as np
 
 from penjing.container import trellis
 from penjing.container.contexts import (
+    BLOCK,
     CLASSES,
     LEVEL_CENTRES,
     LEVELS,
@@ -41,6 +42,8 @@ HEAD = 4
 """Bytes before the words: low, high, centre, form."""
 UNEVEN, SMOOTH, DEPENDENT = range(3)
 """Forms of a plane: few or uneven values, finely rounded numbers, dependent quantization."""
+EIGHTS = 4
+"""Added to the form of a matrix of which each eight columns count as the positions of a kernel."""
 _SEEN = 32
 """What one coded symbol adds to a count; an unseen symbol keeps a count of at least 1."""
 _PRIOR = 24 * _SEEN
@@ -52,6 +55,8 @@ _OF_SET = CLASSES * LEVELS
 """Contexts of one set of numbers that may be coded."""
 _LOOK = 1 << 16
 """Symbols that are looked at together for whether they follow the trellis."""
+_SAMPLE = 1 << 18
+"""Symbols of a plane by which it is decided how to see it; smaller planes are seen in all ways."""
 _SPREAD = 4
 """Symbols for each distance that a smooth histogram has seen when it stops to spread them."""
 
@@ -79,21 +84,35 @@ def encode(
     if _looks_dependent(distances, shape):
         form = DEPENDENT
     values = Values(low - centre, high - centre, smooth=form == SMOOTH)
-    encoder = RangeEncoder()
+    inherited = memory.get((kind, form), {})
 
-    def code(found: np.ndarray, numbers: np.ndarray, histogram: np.ndarray) -> np.ndarray:
-        indices = numbers.searchsorted(found).astype(np.int32)
-        encoder.encode(indices, Categorical(histogram, perfect=False))
-        return indices
+    def coded(added: int, rows: int) -> tuple[bytes, Left]:
+        _, channels, positions = shapes[added]
+        numbers = distances[: rows * channels * positions]
+        return _encode(numbers, (rows, channels, positions), values, form, inherited)
 
-    left = _code(distances, shape, values, form, memory.get((kind, form), {}), code)
-    words = encoder.get_compressed().astype(">u4").tobytes()
-    return bytes((low, high, centre, form)) + words.rstrip(b"\0"), {(kind, form): left}
+    shapes = {added: one for added, one in ((0, shape), (EIGHTS, eights(shape))) if one}
+    ways = list(shapes)
+    if len(ways) > 1 and len(symbols) > _SAMPLE:
+        some = max(1, _SAMPLE // shape[1])
+        ways = [min(ways, key=lambda added: len(coded(added, some)[0]))]
+    found = {added: coded(added, shape[0]) for added in ways}
+    best = min(found, key=lambda added: len(found[added][0]))
+    code, left = found[best]
+    return bytes((low, high, centre, form + best)) + code, {(kind, form): left}
+
+
+def eights(shape: Shape) -> Shape | None:
+    """The shape of a matrix of which each eight columns are a kernel; None where it cannot be. It has
+    the same order."""
+    rows, columns, positions = shape
+    possible = positions == 1 and columns % 8 == 0 and 4 * 8 <= columns <= 8 * BLOCK
+    return (rows, columns // 8, 8) if possible else None
 
 
 def form_of(data: bytes | memoryview) -> int:
     """The form of the plane that ``data`` code, which says whose histograms it inherits."""
-    return data[3]
+    return data[3] % EIGHTS
 
 
 def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.ndarray, Memory]:
@@ -105,8 +124,10 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
     if len(data) < HEAD or not data[0] <= data[2] <= data[1] or data[0] == data[1]:
         raise DamageError("an arithmetic-coded plane has no valid range of symbols")
     low, high, centre, form = data[:HEAD]
+    if form >= EIGHTS and (other := eights(shape)):
+        shape, form = other, form - EIGHTS
     if form > DEPENDENT:
-        raise DamageError(f"an arithmetic-coded plane has the unknown form {form}")
+        raise DamageError(f"an arithmetic-coded plane has the wrong form {data[3]}")
     values = Values(low - centre, high - centre, smooth=form == SMOOTH)
     words = np.frombuffer(data[HEAD:] + bytes(-len(data) % 4), ">u4").astype(np.uint32)
     decoder = RangeDecoder(words)
@@ -120,6 +141,22 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
     except AssertionError as error:  # how constriction reports bits that no symbol has
         raise DamageError("an arithmetic-coded plane holds an invalid code") from error
     return (distances + centre).astype(np.uint8), {(kind, form): left}
+
+
+def _encode(
+    distances: np.ndarray, shape: Shape, values: Values, form: int, inherited: Left
+) -> tuple[bytes, Left]:
+    """The words, and the counts that are left."""
+    encoder = RangeEncoder()
+
+    def code(found: np.ndarray, numbers: np.ndarray, histogram: np.ndarray) -> np.ndarray:
+        indices = numbers.searchsorted(found).astype(np.int32)
+        encoder.encode(indices, Categorical(histogram, perfect=False))
+        return indices
+
+    left = _code(distances, shape, values, form, inherited, code)
+    words = encoder.get_compressed().astype(">u4").tobytes()
+    return words.rstrip(b"\0"), left
 
 
 def _looks_smooth(symbols: np.ndarray) -> bool:

@@ -40,7 +40,7 @@ LEVEL_CENTRES = (0.0, 0.07, 0.15, 0.25, 0.38, 0.55, 0.85, 1.2)
 _LEVEL_EDGES = (0.04, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0)
 _MOST_POSITIONS = 64
 """Larger kernels count as channels: a block for each position would be too small."""
-_BLOCK = 1 << 18
+BLOCK = 1 << 18
 """Symbols of a block at most."""
 _NEIGHBOURS = 8
 """Kernel positions that an expected value is computed from, the nearest ones."""
@@ -121,7 +121,7 @@ class Contexts:
         phases = self._phases()
         width = -(-self.columns // phases)
         group = max(1, -(-256 // width))
-        largest = max(group, min(self.rows // 8, _BLOCK // width))
+        largest = max(group, min(self.rows // 8, BLOCK // width))
         start = 0
         while start < self.rows:
             rows = slice(start, min(self.rows, start + group))
@@ -138,7 +138,7 @@ class Contexts:
     def _phases(self) -> int:
         if self.positions > 1:
             return self.positions
-        return max(min(8, self.channels // 4), -(-self.channels // _BLOCK), 1)
+        return max(min(8, self.channels // 4), -(-self.channels // BLOCK), 1)
 
     def _new_rows(self, rows: int) -> None:
         self.row_sum = np.zeros((rows, 1))

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from penjing import channels, idle_channels, layers
 from penjing.channels import Group
+from penjing.container import arithmetic
 from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
 from penjing.layers import IntegerWeights, Layer
@@ -127,7 +128,7 @@ class PenalizeEntropy(Technique):
         steps = [grid.steps for grid in self._grids.values() if grid.steps is not None]
         for grid in self._grids.values():
             grid.steps = None  # the graph behind it ends with this step
-        spent = [rate_model.bits(_as_coded(one)) for one in steps]
+        spent = [_bits(one) for one in steps]
         self._spent = sum(whole for _, whole in spent)
         number = sum(one.numel() for one in steps)
         return self._pressure.strength / number * torch.stack([bits for bits, _ in spent]).sum()
@@ -302,9 +303,11 @@ def _before(layer: Layer, grid: LearnedGrid) -> Tensor:
     return value
 
 
-def _as_coded(weight: Tensor) -> Tensor:
-    """``[rows, channels, positions]``"""
-    return weight.reshape(*weight.shape[:2], -1)
+def _bits(steps: Tensor) -> tuple[Tensor, float]:
+    """Of a layer, as ``rate_model.bits`` says; of a matrix, seen in the better way."""
+    shape = (*steps.shape[:2], math.prod(steps.shape[2:]))
+    ways = [rate_model.bits(steps.reshape(one)) for one in (shape, arithmetic.eights(shape)) if one]
+    return min(ways, key=lambda way: way[1])
 
 
 def _coded(codes: Codes) -> int:
