@@ -67,8 +67,13 @@ def seeds() -> list[Seed]:
     nibbles.raw_data = rng.binomial(255, 0.5, 100).astype(np.uint8).tobytes()
     inner = helper.make_graph([], "g", [], [], [numpy_helper.from_array(conv, "deep")])
     branch = helper.make_node("If", ["x"], ["z"], then_branch=inner)
-    rare = np.where(rng.random((60, 40)) < 0.02, rng.integers(-9, 9, (60, 40)), 0).astype(np.int8)
+    rare = np.zeros(2400, np.int8)
+    rare[np.cumsum(rng.integers(8, 13, 180))] = rng.integers(1, 9, 180)
+    rare = rare.reshape(60, 40)
     wide = np.where(rng.random((60, 40)) < 0.1, rng.integers(-99, 99, (60, 40)), 0).astype(np.int8)
+    many = np.arange(8)[:, None, None, None] % 2
+    kept = np.where(rng.random((8, 40, 3, 3)) < 0.03 + 0.37 * many, 30 - 28 * many, 0)
+    kept *= rng.choice([-1, 1], kept.shape)
     nearby = np.where(np.repeat(rng.random((60, 5)) < 0.1, 8, 1), rng.integers(-9, 9, (60, 40)), 0)
     dependent = walk((8, 6, 9), 3, rng).reshape(8, 6, 3, 3).astype(np.int8)
     few = [np.arange(5, dtype=np.int64), np.ones(3, bool), np.float64(2.5), np.zeros((0, 2))]
@@ -80,8 +85,9 @@ def seeds() -> list[Seed]:
         (chain(pruned.astype(np.float32)), "arithmetic"),
         (chain(shared.astype(np.float16)), "arithmetic"),
         (chain(wide), "arithmetic"),
-        (chain(*_biases(rng)), "arithmetic"),
+        (chain(*_biases(np.random.default_rng(0))), "arithmetic"),
         (chain(rare), "arithmetic"),
+        (chain(kept.astype(np.int8)), "arithmetic"),
         (chain(nearby.astype(np.int8)), "arithmetic"),
         (chain(rare), "huffman"),
         (chain(conv), "huffman"),

@@ -57,8 +57,8 @@ def test_seeds_are_valid_and_of_every_kind(known, tmp_path):
     forms = {call.args[0][3] for call in spied.call_args_list}
     assert views == {view.name for view in VIEWS}
     assert coders == {"stored", "constant", "lzma", "huffman", "arithmetic"}
-    simple = {arithmetic.UNEVEN, arithmetic.SMOOTH, arithmetic.DEPENDENT}
-    assert forms == {*simple, arithmetic.UNEVEN + arithmetic.EIGHTS}
+    simple = {arithmetic.UNEVEN, arithmetic.SMOOTH, arithmetic.DEPENDENT, arithmetic.SPARSE}
+    assert forms == {*simple, arithmetic.SPARSE + arithmetic.EIGHTS}
     assert {seed.data[4] for seed in known} == {1, 2}
     assert {bool(seed.streams) for seed in known} == {False, True}
 

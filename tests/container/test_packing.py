@@ -360,4 +360,4 @@ def test_version_2_has_the_graph_in_its_checksums(coder):
     data[-4:] = zlib.crc32(container.skeleton + stream.decoded.data).to_bytes(4, "little")
     assert format.decode(bytes(data)).streams[0].decoded.checksum_ok
     again = format.decode(format.encode(container.model(), coder))
-    assert (again.version, again.streams[0].coded_bytes) == (2, stream.coded_bytes)
+    assert again.version == 2 and again.streams[0].coded_bytes <= stream.coded_bytes

@@ -40,8 +40,9 @@ REACH = 255
 """Largest distance between a symbol and its plane's centre."""
 HEAD = 4
 """Bytes before the words: low, high, centre, form."""
-UNEVEN, SMOOTH, DEPENDENT = range(3)
-"""Forms of a plane: few or uneven values, finely rounded numbers, dependent quantization."""
+UNEVEN, SMOOTH, DEPENDENT, SPARSE = range(4)
+"""Forms of a plane: few or uneven values, finely rounded numbers, dependent quantization, and few values
+among zeros that are of another size than so many zeros would let expect."""
 EIGHTS = 4
 """Added to the form of a matrix of which each eight columns count as the positions of a kernel."""
 _SEEN = 32
@@ -84,22 +85,24 @@ def encode(
     if _looks_dependent(distances, shape):
         form = DEPENDENT
     values = Values(low - centre, high - centre, smooth=form == SMOOTH)
-    inherited = memory.get((kind, form), {})
-
-    def coded(added: int, rows: int) -> tuple[bytes, Left]:
-        _, channels, positions = shapes[added]
-        numbers = distances[: rows * channels * positions]
-        return _encode(numbers, (rows, channels, positions), values, form, inherited)
-
+    forms = [form, SPARSE] if form == UNEVEN and _looks_sparse(distances, values) else [form]
     shapes = {added: one for added, one in ((0, shape), (EIGHTS, eights(shape))) if one}
-    ways = list(shapes)
+    ways = [(one, added) for one in forms for added in shapes]
+
+    def coded(way: tuple[int, int], rows: int) -> tuple[bytes, Left]:
+        one, added = way
+        _, channels, positions = shapes[added]
+        part = distances[: rows * channels * positions]
+        inherited = memory.get((kind, one), {})
+        return _encode(part, (rows, channels, positions), values, one, inherited)
+
     if len(ways) > 1 and len(symbols) > _SAMPLE:
-        some = max(1, _SAMPLE // shape[1])
-        ways = [min(ways, key=lambda added: len(coded(added, some)[0]))]
-    found = {added: coded(added, shape[0]) for added in ways}
-    best = min(found, key=lambda added: len(found[added][0]))
+        some = max(1, _SAMPLE * shape[0] // len(symbols))
+        ways = [min(ways, key=lambda way: len(coded(way, some)[0]))]
+    found = {way: coded(way, shape[0]) for way in ways}
+    best = min(found, key=lambda way: len(found[way][0]))
     code, left = found[best]
-    return bytes((low, high, centre, form + best)) + code, {(kind, form): left}
+    return bytes((low, high, centre, sum(best))) + code, {(kind, best[0]): left}
 
 
 def eights(shape: Shape) -> Shape | None:
@@ -126,7 +129,7 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
     low, high, centre, form = data[:HEAD]
     if form >= EIGHTS and (other := eights(shape)):
         shape, form = other, form - EIGHTS
-    if form > DEPENDENT:
+    if form > SPARSE:
         raise DamageError(f"an arithmetic-coded plane has the wrong form {data[3]}")
     values = Values(low - centre, high - centre, smooth=form == SMOOTH)
     words = np.frombuffer(data[HEAD:] + bytes(-len(data) % 4), ">u4").astype(np.uint32)
@@ -167,6 +170,12 @@ def _looks_smooth(symbols: np.ndarray) -> bool:
     return bool(fine and counts.max() < 0.15 * len(symbols))
 
 
+def _looks_sparse(distances: np.ndarray, values: Values) -> bool:
+    """Whether most are zero, and the others may be of several sizes."""
+    several = values.high - values.low > 1
+    return several and 2 * int(np.count_nonzero(distances)) < len(distances)
+
+
 def _looks_dependent(distances: np.ndarray, shape: Shape) -> bool:
     """Whether all follow the trellis along their rows, and make use of it."""
     plane, order = distances.reshape(shape[0], -1), coding_order(shape)
@@ -183,6 +192,8 @@ def _code(
 
     Encoder and decoder take the same steps. Returns the counts that are left.
     """
+    if form == SPARSE:
+        return _code_sparse(distances, shape, values, inherited, code)
     contexts = Contexts(shape, values)
     sets = _sets(contexts, form)
     histograms = _Histograms(sets, values.smooth, inherited)
@@ -204,9 +215,36 @@ def _code(
     return histograms.left()
 
 
+def _code_sparse(
+    distances: np.ndarray, shape: Shape, values: Values, inherited: Left, code: Code
+) -> Left:
+    """The same in two steps a block: which are not zero, then these, by the sizes of such alone."""
+    flags = Contexts(shape, Values(0, 1, smooth=False), sparse=True)
+    numbers = Contexts(shape, values, sparse=True)
+    histograms = _Histograms(_sets(numbers, SPARSE), False, inherited)
+    plane = distances.reshape(numbers.rows, -1)
+    for (rows, columns), _ in zip(flags.blocks(), numbers.blocks(), strict=True):
+        block = flags.of(columns)
+        found = plane[rows, columns].astype(np.int32)
+        there = (found != 0).astype(np.int32)
+        there = _code_block(there, block.contexts + np.uint16(_OF_SET), histograms, code)
+        flags.learn(columns, there, block)
+        block, some = numbers.of(columns), there > 0
+        signs = np.broadcast_to(block.signs, found.shape)[some]
+        coded = _code_block(found[some] * signs, block.contexts[some], histograms, code)
+        found = np.zeros_like(found)
+        found[some] = coded * signs
+        plane[rows, columns] = found
+        numbers.learn(columns, found, block, some)
+    return histograms.left()
+
+
 def _sets(contexts: Contexts, form: int) -> list[np.ndarray]:
     """The numbers that may be coded, in rising order, for each set of contexts."""
     low, high = contexts.coded_range()
+    if form == SPARSE:
+        numbers = np.arange(low, high + 1)
+        return [numbers[numbers != 0], np.arange(2)]
     if form != DEPENDENT:
         return [np.arange(low, high + 1)]
     return [*(trellis.values_of(one, low, high) for one in range(trellis.SETS)), np.arange(2)]

@@ -98,11 +98,13 @@ class Block:
 class Contexts:
     """Follows the coding of one plane of values.
 
-    For each of ``blocks`` in turn: ``of`` says how to code it, ``learn`` takes what it was.
+    For each of ``blocks`` in turn: ``of`` says how to code it, ``learn`` takes what it was. In
+    ``sparse`` planes columns of a channel differ more from one another.
     """
 
-    def __init__(self, shape: Shape, values: Values) -> None:
+    def __init__(self, shape: Shape, values: Values, *, sparse: bool = False) -> None:
         self.values = values
+        self.column_power = 6 if sparse else 3
         self.rows, self.channels, self.positions = shape
         if self.positions > _MOST_POSITIONS:
             self.channels, self.positions = self.channels * self.positions, 1
@@ -110,7 +112,7 @@ class Contexts:
         self.column_sum = np.zeros(self.columns)
         self.column_seen = np.zeros(self.columns)
         self.channel_sum = np.zeros(self.channels)
-        self.channel_seen = 0.0
+        self.channel_seen = np.zeros(self.channels)
         self.total, self.number = 2.0 * _UNIT, 4.0
         self.kernels = Kernels(self.positions)
         self.predicted = self.positions > 1
@@ -142,9 +144,9 @@ class Contexts:
 
     def _new_rows(self, rows: int) -> None:
         self.row_sum = np.zeros((rows, 1))
-        self.row_seen = 0.0
+        self.row_seen: np.ndarray | float = 0.0
         self.kernel_sum = np.zeros((rows, self.channels))
-        self.kernel_seen = 0.0
+        self.kernel_seen: np.ndarray | float = 0.0
         self.kernels.new_rows(rows, self.channels)
 
     def of(self, columns: slice) -> Block:
@@ -187,23 +189,35 @@ class Contexts:
         channel = _ratio(self.channel_sum, self.channel_seen, mean, 4)
         column = _ratio(self.column_sum[columns], self.column_seen[columns], mean * channel, 4)
         kernel = _ratio(self.kernel_sum, self.kernel_seen, mean, 2)
-        return 6 * _log(channel)[None] + 3 * _log(column)[None] + 4 * _log(kernel)
+        level = 6 * _log(channel) + self.column_power * _log(column)
+        return level[None] + 4 * _log(kernel)
 
-    def learn(self, columns: slice, values: np.ndarray, block: Block) -> None:
-        """The block at ``columns`` of the current rows had these ``values`` (int32)."""
+    def learn(
+        self, columns: slice, values: np.ndarray, block: Block, counted: np.ndarray | None = None
+    ) -> None:
+        """The block at ``columns`` of the current rows had these ``values`` (int32); of their
+        magnitudes, those ``counted`` (bool) count, or all."""
         magnitudes = np.abs(_UNIT * values - block.expected)
-        by_column = magnitudes.sum(axis=0)
+        seen: np.ndarray | int = 1
+        by_column: np.ndarray | int = magnitudes.shape[0]
+        by_row: np.ndarray | int = magnitudes.shape[1]
+        number = magnitudes.size
+        if counted is not None:
+            magnitudes = magnitudes * counted
+            seen, by_column, by_row = counted, counted.sum(0), counted.sum(1, keepdims=True)
+            number = np.count_nonzero(counted)
+        sums = magnitudes.sum(axis=0)
         self.row_sum += magnitudes.sum(axis=1, keepdims=True)
-        self.row_seen += magnitudes.shape[1]
-        self.column_sum[columns] += by_column
-        self.column_seen[columns] += magnitudes.shape[0]
-        self.total += float(by_column.sum())
-        self.number += magnitudes.size
+        self.row_seen = self.row_seen + by_row
+        self.column_sum[columns] += sums
+        self.column_seen[columns] += by_column
+        self.total += float(sums.sum())
+        self.number += number
         if self.positions > 1:
-            self.channel_sum += by_column
-            self.channel_seen += magnitudes.shape[0]
+            self.channel_sum += sums
+            self.channel_seen += by_column
             self.kernel_sum += magnitudes
-            self.kernel_seen += 1
+            self.kernel_seen = self.kernel_seen + seen
             self.kernels.learn(columns.start, values)
 
 
