@@ -38,6 +38,8 @@ TRIES, CLOSE, FINE = 16, 0.002, 0.005
 """Of the search for a size: files at most, the part of the size that may be left free, and the octaves
 by which it is not worth going on."""
 HALVINGS = 9
+ROUGHLY = 0.05, 6
+"""The part of a size that may be left free, and halvings, where only the region is wanted."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,15 @@ def rounded_bias(bias: Tensor, gain: float, distortion: float) -> Tensor:
 
 
 def for_size(
-    bytes_at: Callable[[float], int], wanted: float, weights: int, first: float = FIRST
+    bytes_at: Callable[[float], int],
+    wanted: float,
+    weights: int,
+    first: float = FIRST,
+    close: float = CLOSE,
 ) -> float | None:
-    """The distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm,
-    from the octave ``first``; None if nothing is small enough. ``weights`` is how many there are."""
+    """The distortion at which ``bytes_at`` is below ``wanted`` by no more than its part ``close``, by
+    secants over its logarithm, from the octave ``first``; None if nothing is small enough. ``weights``
+    is how many there are."""
     best, before = None, (math.nan, math.nan)
     # At high rates an octave of distortion is half a bit a weight.
     at, slope = first, -weights / 16
@@ -155,19 +162,19 @@ def for_size(
         excess = bytes_at(2.0**at) - wanted
         if excess <= 0:
             best = at if best is None else min(at, best)
-        if -CLOSE * wanted <= excess <= 0 or (best is not None and abs(at - before[0]) < FINE):
+        if -close * wanted <= excess <= 0 or (best is not None and abs(at - before[0]) < FINE):
             break
         if before[1] != excess and not math.isnan(before[0]):
             slope = min((excess - before[1]) / (at - before[0]), -weights / 160)
         before = at, excess
-        at = min(max(at - (excess + CLOSE / 2 * wanted) / slope, FINEST), WIDEST)
+        at = min(max(at - (excess + close / 2 * wanted) / slope, FINEST), WIDEST)
     return None if best is None else 2.0**best
 
 
-def for_score(good: Callable[[float], bool]) -> float:
+def for_score(good: Callable[[float], bool], halvings: int = HALVINGS) -> float:
     """The largest distortion that is ``good``, by bisection of its logarithm; the finest if none."""
     low, high = FINEST, WIDEST
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         middle = (low + high) / 2
         low, high = (middle, high) if good(2.0**middle) else (low, middle)
     return 2.0**low

@@ -89,7 +89,7 @@ class CompressWeights(Technique):
         )
         outputs = statistics.collect(model, found, [some], moments=False)
         self._search = _Search(layers.copied(model), task, known, outputs, some)
-        self._search.refine(self._search.distortion(self), batches[-1])
+        self._search.refine(self._search.distortion(self, roughly=True), batches[-1])
         self._choose(model, dependent=True)
 
     def step(self, model: nn.Module, progress: float) -> None:
@@ -168,25 +168,28 @@ class _Search:
         )
         self.last = None
 
-    def distortion(self, aim: CompressWeights) -> float:
+    def distortion(self, aim: CompressWeights, *, roughly: bool = False) -> float:
+        """That meets the aim, or is in the region where it is met."""
         if aim.distortion is not None:
             return aim.distortion
         if aim.max_bytes is not None:
-            return self._for_size(aim.max_bytes)
-        return self._for_score(aim.max_drop or 0.0)
+            return self._for_size(aim.max_bytes, roughly)
+        return self._for_score(aim.max_drop or 0.0, roughly)
 
-    def _for_score(self, drop: float) -> float:
+    def _for_score(self, drop: float, roughly: bool) -> float:
         least = evaluate(self.model, self.task, "validation") - drop
 
         def good(distortion: float) -> bool:
             return evaluate(self._compressed(distortion), self.task, "validation") >= least
 
-        return rate_distortion.for_score(good)
+        halvings = rate_distortion.ROUGHLY[1] if roughly else rate_distortion.HALVINGS
+        return rate_distortion.for_score(good, halvings)
 
-    def _for_size(self, size: int) -> float:
+    def _for_size(self, size: int, roughly: bool) -> float:
         """By the bytes of the integers alone, and those of the rest from whole files, until one is
         not larger."""
         weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
+        close = rate_distortion.ROUGHLY[0] if roughly else rate_distortion.CLOSE
         distortion, found = self.found, None
         for attempt in range(FILES):
             file = self._file(distortion)
@@ -196,13 +199,16 @@ class _Search:
             rest = file - self._coded(distortion)
             spare = attempt * rate_distortion.CLOSE * size / 2
             found = rate_distortion.for_size(
-                self._coded, size - rest - spare, weights, math.log2(distortion)
+                self._coded, size - rest - spare, weights, math.log2(distortion), close
             )
             if found is None:
                 raise PenjingError(
                     f"max_bytes={size} is too small: {rest} bytes are not weights, and not even "
                     "weights that are nearly all zero fit; allow a larger file or prune first."
                 )
+            if roughly:
+                self.found = found
+                return found
             distortion = found
         raise PenjingError(
             f"no file of at most max_bytes={size} was found, the last has {file}; ask for another size."
