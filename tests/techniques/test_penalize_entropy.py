@@ -13,8 +13,9 @@ from penjing.deploy.export import export
 from penjing.errors import PenjingError
 from penjing.idle_channels import cut_idle
 from penjing.layers import compressible
+from penjing.quantization import rate_model
 from penjing.tasks import Task, evaluate, from_arrays
-from penjing.techniques.penalize_entropy import PenalizeEntropy, _rounded
+from penjing.techniques.penalize_entropy import PenalizeEntropy, _bits, _rounded
 from penjing.training import TrainSettings, train
 
 TRAIN = {"epochs": 6, "batch_size": 32, "optimizer": "adamw", "lr": 0.005, "augment": False}
@@ -165,3 +166,13 @@ def test_biases_of_few_bits_go_with_it(net: nn.Module, task: Task, tmp_path: Pat
         coarse = 2**10 * layer.bias.detach()
         assert torch.equal(coarse, coarse.round())
     assert file_bytes(found, task, tmp_path) <= 3_000
+
+
+def test_a_matrix_is_seen_in_eights_only_where_columns_have_to_do_with_their_neighbours() -> None:
+    torch.manual_seed(0)
+    runs = torch.rand(100, 20, 1).lt(0.1).expand(100, 20, 8).reshape(100, 160)
+    near = runs * torch.randn(100, 160) * 4
+    far = near.flatten()[torch.randperm(near.numel())].reshape(100, 160)
+    plain = rate_model.bits(near[..., None])[1]
+    assert _bits(near)[1] == rate_model.bits(near.reshape(100, 20, 8))[1] < 0.9 * plain
+    assert _bits(far)[1] == rate_model.bits(far[..., None])[1]
