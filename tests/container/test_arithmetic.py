@@ -94,7 +94,7 @@ def in_runs(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
     return np.repeat(rng.random((rows, columns // 8)) < 0.1, 8, 1)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(200, 64), (2000, 256)])
+@pytest.mark.parametrize(("rows", "columns"), [(200, 64), (5000, 256)])
 def test_numbers_near_one_another_cost_less(rows, columns):
     rng = np.random.default_rng(5)
     runs = in_runs(rows, columns, rng)

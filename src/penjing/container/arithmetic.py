@@ -56,7 +56,7 @@ _OF_SET = CLASSES * LEVELS
 """Contexts of one set of numbers that may be coded."""
 _LOOK = 1 << 16
 """Symbols that are looked at together for whether they follow the trellis."""
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 20
 """Symbols of a plane by which it is decided how to see it; smaller planes are seen in all ways."""
 _SPREAD = 4
 """Symbols for each distance that a smooth histogram has seen when it stops to spread them."""
