@@ -280,7 +280,10 @@ def _check_others(source: Path, known: list[Seed], resealed: bool, which: int) -
     except PenjingError as error:
         _check_message(error, source)
         return
-    assert resealed or found in [seed.tensors.get(name) for seed in known]
+    right = [seed.tensors.get(name) for seed in known]
+    if source.read_bytes()[4] == 1:  # its checksums do not cover names
+        right = [tensor for seed in known for tensor in seed.tensors.values()]
+    assert resealed or found in right
 
 
 def _check_message(error: PenjingError, source: Path) -> None:

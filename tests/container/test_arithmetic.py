@@ -170,3 +170,9 @@ def _odd_law() -> np.ndarray:
     law = np.zeros(256)
     law[108:150:5] = 1
     return law / law.sum()
+
+
+@pytest.mark.parametrize("form", range(4))
+def test_a_plane_without_symbols_is_refused(form):
+    with pytest.raises(DamageError, match="no valid range"):
+        arithmetic.decode(bytes([3, 5, 4, form]), (0, 1, 1), "weights", {})

@@ -124,7 +124,8 @@ def decode(data: bytes, shape: Shape, kind: str, memory: Memory) -> tuple[np.nda
     Raises:
         DamageError: ``data`` cannot be the output of ``encode``.
     """
-    if len(data) < HEAD or not data[0] <= data[2] <= data[1] or data[0] == data[1]:
+    no_range = len(data) < HEAD or not data[0] <= data[2] <= data[1] or data[0] == data[1]
+    if no_range or 0 in shape:
         raise DamageError("an arithmetic-coded plane has no valid range of symbols")
     low, high, centre, form = data[:HEAD]
     if form >= EIGHTS and (other := eights(shape)):
