@@ -163,8 +163,7 @@ class Contexts:
         signs = np.where(self.mirrored & (expected < 0), -1, 1).astype(np.int32)
         table = _level_table()
         sizes = np.minimum(np.abs(expected), table.shape[1] - 1)
-        levels = table.ravel()[classes * np.int32(table.shape[1]) + sizes]
-        return Block(contexts + levels, signs, none, expected)
+        return Block(contexts + table[classes, sizes], signs, none, expected)
 
     def coded_range(self) -> tuple[int, int]:
         """The least and the largest number that ``signs * (value - offsets)`` can be."""

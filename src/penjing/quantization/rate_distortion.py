@@ -38,8 +38,8 @@ TRIES, CLOSE, FINE = 16, 0.002, 0.005
 """Of the search for a size: files at most, the part of the size that may be left free, and the octaves
 by which it is not worth going on."""
 HALVINGS = 9
-ROUGHLY = 0.05, 6
-"""The part of a size that may be left free, and halvings, where only the region is wanted."""
+ROUGHLY_CLOSE, ROUGH_HALVINGS = 0.05, 6
+"""The same where only the region is wanted."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,12 @@ def for_size(
     wanted: float,
     weights: int,
     first: float = FIRST,
-    close: float = CLOSE,
+    *,
+    roughly: bool = False,
 ) -> float | None:
-    """The distortion at which ``bytes_at`` is below ``wanted`` by no more than its part ``close``, by
-    secants over its logarithm, from the octave ``first``; None if nothing is small enough. ``weights``
-    is how many there are."""
+    """The distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm,
+    from the octave ``first``; None if nothing is small enough. ``weights`` is how many there are."""
+    close = ROUGHLY_CLOSE if roughly else CLOSE
     best, before = None, (math.nan, math.nan)
     # At high rates an octave of distortion is half a bit a weight.
     at, slope = first, -weights / 16
@@ -171,10 +172,10 @@ def for_size(
     return None if best is None else 2.0**best
 
 
-def for_score(good: Callable[[float], bool], halvings: int = HALVINGS) -> float:
+def for_score(good: Callable[[float], bool], *, roughly: bool = False) -> float:
     """The largest distortion that is ``good``, by bisection of its logarithm; the finest if none."""
     low, high = FINEST, WIDEST
-    for _ in range(halvings):
+    for _ in range(ROUGH_HALVINGS if roughly else HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if good(2.0**middle) else (low, middle)
     return 2.0**low

@@ -182,14 +182,12 @@ class _Search:
         def good(distortion: float) -> bool:
             return evaluate(self._compressed(distortion), self.task, "validation") >= least
 
-        halvings = rate_distortion.ROUGHLY[1] if roughly else rate_distortion.HALVINGS
-        return rate_distortion.for_score(good, halvings)
+        return rate_distortion.for_score(good, roughly=roughly)
 
     def _for_size(self, size: int, roughly: bool) -> float:
         """By the bytes of the integers alone, and those of the rest from whole files, until one is
         not larger."""
         weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
-        close = rate_distortion.ROUGHLY[0] if roughly else rate_distortion.CLOSE
         distortion, found = self.found, None
         for attempt in range(FILES):
             file = self._file(distortion)
@@ -198,9 +196,8 @@ class _Search:
                 return distortion
             rest = file - self._coded(distortion)
             spare = attempt * rate_distortion.CLOSE * size / 2
-            found = rate_distortion.for_size(
-                self._coded, size - rest - spare, weights, math.log2(distortion), close
-            )
+            wanted, first = size - rest - spare, math.log2(distortion)
+            found = rate_distortion.for_size(self._coded, wanted, weights, first, roughly=roughly)
             if found is None:
                 raise PenjingError(
                     f"max_bytes={size} is too small: {rest} bytes are not weights, and not even "
