@@ -19,6 +19,7 @@ from penjing.container import arithmetic, format, inspect, unpack
 from penjing.container.contexts import Kernels
 from penjing.container.damage import DamageError
 from penjing.container.planes import VIEWS, Content, element_type
+from penjing.container.streams import number
 from penjing.errors import PenjingError
 
 MEMORY = 1 << 28
@@ -60,7 +61,9 @@ def test_seeds_are_valid_and_of_every_kind(known, tmp_path):
     simple = {arithmetic.UNEVEN, arithmetic.SMOOTH, arithmetic.DEPENDENT, arithmetic.SPARSE}
     assert forms == {*simple, arithmetic.SPARSE + arithmetic.EIGHTS}
     assert {seed.data[4] for seed in known} == {1, 2}
-    assert {bool(seed.streams) for seed in known} == {False, True}
+    heads = [5 + len(number(len(seed.model))) + (16 if seed.data[4] == 1 else 8) for seed in known]
+    layouts = {seed.data[head] for seed, head in zip(known, heads, strict=True)}
+    assert layouts == {0, 1, 2}
 
 
 NUMBERS = st.integers(0, 2**32 - 1)

@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx_files import chain, graph, quantized
 
-from penjing.container import format, inspect, pack, streams, unpack, wire
+from penjing.container import format, inspect, pack, unpack
 from penjing.container.damage import DamageError
-from penjing.container.phrases import PHRASES
 from penjing.errors import PenjingError
 
 CODERS = ("arithmetic", "huffman")
@@ -167,21 +166,6 @@ def test_inspect_accounts_for_every_byte(tmp_path):
     assert json.loads(json.dumps(contents.to_dict()))["tensors"][0]["name"] == "layer0.weight"
 
 
-def test_the_graph_of_a_small_net_takes_few_bytes(tmp_path):
-    """By the phrases that all such graphs have in common, which are part of the format."""
-    assert zlib.crc32(PHRASES) == 3384967348
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[5, 5]),
-        helper.make_node("MaxPool", ["a"], ["y0"], kernel_shape=[2, 2], strides=[2, 2]),
-    ]
-    weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 1, 5, 5)), "w")
-    file = graph([weights], nodes)
-    skeleton = wire.cut(file, wire.find(file))
-    packed_size(file, tmp_path)
-    assert format.encode(file, "arithmetic")[4 + 1 + 2 + 16] == 2
-    assert len(streams.compress_phrases(skeleton)) < 0.8 * len(streams.compress_skeleton(skeleton))
-
-
 def test_inspect_of_one_block(tmp_path):
     packed_size(files()["counting"], tmp_path)
     (tensor,) = inspect(tmp_path / "model.penjing").tensors
@@ -238,10 +222,11 @@ def test_damage_is_one_clear_error(coder, tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([b"\x00", b"\x01", b"\x02"]))
-def test_hostile_bodies_are_refused(body, layout):
+@given(st.binary(max_size=200), st.integers(0, 3), st.sampled_from([1, 2]))
+def test_hostile_bodies_are_refused(body, layout, version):
     # A valid head that declares 5000 bytes, then anything: no outer check comes before the parsing.
-    data = format.MAGIC + b"\x01" + b"\x88\x27" + bytes(16) + layout + body
+    digest = bytes({1: 16, 2: 8}[version])
+    data = format.MAGIC + bytes([version]) + b"\x88\x27" + digest + bytes([layout]) + body
     with pytest.raises(DamageError):
         container = format.decode(data)
         if not container.matches(container.model()):
@@ -352,12 +337,13 @@ def test_files_of_version_1_stay_readable(coder):
 
 @pytest.mark.parametrize("coder", CODERS)
 def test_version_2_has_the_graph_in_its_checksums(coder):
-    data = bytearray(base64.b64decode(VERSION_1[coder]))
-    container = format.decode(bytes(data))
+    old = base64.b64decode(VERSION_1[coder])
+    container = format.decode(old)
     (stream,) = container.streams
-    data[4] = 2
-    assert not format.decode(bytes(data)).streams[0].decoded.checksum_ok
-    data[-4:] = zlib.crc32(container.skeleton + stream.decoded.data).to_bytes(4, "little")
-    assert format.decode(bytes(data)).streams[0].decoded.checksum_ok
-    again = format.decode(format.encode(container.model(), coder))
+    assert int.from_bytes(old[-4:], "little") == zlib.crc32(stream.decoded.data)
+    data = format.encode(container.model(), coder)
+    again = format.decode(data)
+    assert int.from_bytes(data[-4:], "little") == zlib.crc32(
+        container.skeleton + stream.decoded.data
+    )
     assert again.version == 2 and again.streams[0].coded_bytes <= stream.coded_bytes

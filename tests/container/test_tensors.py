@@ -174,7 +174,7 @@ def test_damage_in_the_graph_is_noticed(tmp_path):
     other = file.replace(b"\x08\x3c\x08\x28", b"\x08\x28\x08\x3c")  # dims [40, 60]
     assert len(other) == len(file) != 0 and other != file
     data, changed = format.encode(file, "huffman"), format.encode(other, "huffman")
-    head = len(format.MAGIC) + 1 + 2 + 16 + 1
+    head = len(format.MAGIC) + 1 + 2 + 8 + 1
     size = len(data) - format.decode(data).streams[0].coded_bytes
     assert size == len(changed) - format.decode(changed).streams[0].coded_bytes
     source = tmp_path / "x.penjing"

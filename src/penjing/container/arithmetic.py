@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import constriction
 import numpy as np
@@ -159,8 +160,25 @@ def _encode(
         return indices
 
     left = _code(distances, shape, values, form, inherited, code)
-    words = encoder.get_compressed().astype(">u4").tobytes()
-    return words.rstrip(b"\0"), left
+    return _sealed(encoder), left
+
+
+def _sealed(encoder: Any) -> bytes:
+    """The shortest bytes that, with zeros behind them, decode to what was encoded."""
+    place, (low, width) = encoder.pos()
+    # The decoder's point has 64 bits; constriction ends with one word that is anywhere in the range.
+    words = encoder.get_compressed().astype(">u4").tobytes().ljust(4 * place + 8, b"\0")
+    point = int.from_bytes(words, "big")
+    low = point - (point - low) % (1 << 64)
+    return shortest(low, width).to_bytes(len(words), "big").rstrip(b"\0")
+
+
+def shortest(low: int, width: int) -> int:
+    """The number in ``[low, low + width)`` that ends in the most bytes of zeros."""
+    zeros = 0
+    while (longer := -(-low >> zeros + 8) << zeros + 8) < low + width and longer:
+        zeros += 8
+    return -(-low >> zeros) << zeros
 
 
 def _looks_smooth(symbols: np.ndarray) -> bool:

@@ -8,23 +8,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from penjing.container import streams, wire
+from penjing.container import lengths, mixing, streams, wire
 from penjing.container.arithmetic import Memory
 from penjing.container.damage import DamageError
 from penjing.container.planes import Content, element_type
 from penjing.container.streams import Coded, Coder, Decoded, Reader, number
-from penjing.container.wire import Span
+from penjing.container.wire import LARGEST, Span
 
 MAGIC = b"PNJG"
 VERSION = 2
 """What is written. Checksums of tensors cover the graph since version 2; 1 is read too."""
-LARGEST = 2**31 - 1
-"""Bytes of an ONNX file at most: protobuf's own limit."""
 SMALL = 1024
 """Tensors with fewer bytes share a stream with the others of their type."""
+_SMALL_INTEGERS = 512
+"""The same of integers of at most 8 bits, since version 2: alone they keep their rows."""
 
-_WHOLE, _PARTS, _PHRASES = 0, 1, 2
-_DIGEST = 16
+_WHOLE, _PARTS, _MIXED = 0, 1, 2
+_DIGEST = {1: 16, 2: 8}
+"""Bytes of the digest, by version."""
+_MOST_MIXED = 1 << 13
+"""Bytes of a graph's short form that are mixed, which takes about a second, at most."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Container:
 
     def matches(self, model: bytes) -> bool:
         """Whether ``model`` is the file that was packed."""
-        return _digest(model) == self.digest
+        return _digest(model)[: len(self.digest)] == self.digest
 
 
 def encode(data: bytes, coder: Coder) -> bytes:
@@ -86,21 +89,30 @@ def encode(data: bytes, coder: Coder) -> bytes:
         whole = beside.submit(streams.compress_lzma, data)
         parts = _encode_parts(data, spans, coder)
         body = min(parts, bytes([_WHOLE]) + whole.result(), key=len)
-    return MAGIC + bytes([VERSION]) + number(len(data)) + _digest(data) + body
+    return MAGIC + bytes([VERSION]) + number(len(data)) + _digest(data)[: _DIGEST[VERSION]] + body
 
 
 def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     skeleton = wire.cut(data, spans)
-    layout, coded = _PARTS, streams.compress_skeleton(skeleton)
-    if len(phrases := streams.compress_phrases(skeleton)) < len(coded):
-        layout, coded = _PHRASES, phrases
     memory: Memory = {}
     seed = zlib.crc32(skeleton)
-    out = [bytes([layout]), number(len(skeleton)), number(len(coded)), coded]
-    for members in _groups(spans):
+    out = [_encode_skeleton(skeleton, len(data))]
+    for members in _groups(spans, VERSION):
         joined = b"".join(data[span.start : span.start + span.size] for span in members)
         out.append(streams.encode(joined, _content(members), coder, memory, seed))
     return b"".join(out)
+
+
+def _encode_skeleton(skeleton: bytes, size: int) -> bytes:
+    """The layout, the sizes and the code of the ``skeleton`` of an ONNX file of ``size`` bytes."""
+    coded = streams.compress_skeleton(skeleton)
+    best = bytes([_PARTS]) + number(len(skeleton)) + number(len(coded)) + coded
+    short = lengths.shorten(skeleton, size)
+    if short and len(short) <= _MOST_MIXED:
+        coded = mixing.compress(short)
+        mixed = bytes([_MIXED]) + number(len(short)) + number(len(coded)) + coded
+        best = min(best, mixed, key=len)
+    return best
 
 
 def decode(data: bytes, most: int = LARGEST) -> Container:
@@ -112,7 +124,7 @@ def decode(data: bytes, most: int = LARGEST) -> Container:
     container, coded = _open(data, most)
     memory: Memory = {}
     seed = container.seed
-    for members, stream in zip(_groups(container.spans), coded, strict=True):
+    for members, stream in zip(_groups(container.spans, container.version), coded, strict=True):
         decoded = streams.decode(stream, memory, seed)
         container.streams.append(Stream(members, decoded, stream.size))
     return container
@@ -132,7 +144,7 @@ def decode_span(
     if not coded:
         return _span_of_block(container, choose)
     span = choose(container.spans)
-    groups = _groups(container.spans)
+    groups = _groups(container.spans, container.version)
     last = next(index for index, members in enumerate(groups) if span in members)
     memory: Memory = {}
     seed = container.seed
@@ -162,10 +174,13 @@ def _open(data: bytes, most: int) -> tuple[Container, list[Coded]]:
         container.coded_skeleton = reader.left
         container.skeleton = streams.decompress_lzma(reader.view(reader.left), container.size)
         return container, []
-    if layout not in _SKELETONS:
+    if layout not in (_PARTS, _MIXED)[: container.version]:
         raise DamageError(f"it has the unknown layout {layout}")
-    _read_skeleton(reader, container, _SKELETONS[layout])
-    coded = [streams.scan(reader, _content(members)) for members in _groups(container.spans)]
+    _read_skeleton(reader, container, layout)
+    coded = [
+        streams.scan(reader, _content(members), container.version)
+        for members in _groups(container.spans, container.version)
+    ]
     if reader.left:
         raise DamageError(f"{reader.left} bytes follow its end")
     return container, coded
@@ -182,29 +197,47 @@ def _read_head(reader: Reader, most: int) -> Container:
     if size > most:
         whose = "an ONNX file" if most == LARGEST else "the limit given"
         raise DamageError(f"it declares {size} bytes, more than the {most} of {whose}")
-    return Container(version, size, reader.take(_DIGEST))
+    return Container(version, size, reader.take(_DIGEST[version]))
 
 
-_SKELETONS = {_PARTS: streams.decompress_lzma, _PHRASES: streams.decompress_phrases}
-
-
-def _read_skeleton(
-    reader: Reader, container: Container, decompress: Callable[[memoryview, int], bytes]
-) -> None:
+def _read_skeleton(reader: Reader, container: Container, layout: int) -> None:
     size, container.coded_skeleton = reader.number(), reader.number()
     if size > container.size:
         raise DamageError("its graph is declared larger than the whole model")
-    container.skeleton = decompress(reader.view(container.coded_skeleton), size)
+    coded = reader.view(container.coded_skeleton)
+    if layout == _PARTS:
+        container.skeleton = streams.decompress_lzma(coded, size)
+    else:
+        container.skeleton = _mixed_skeleton(coded, size, container.size)
     container.spans = wire.find_cut(container.skeleton, container.size)
 
 
-def _groups(spans: list[Span]) -> list[list[Span]]:
+def _mixed_skeleton(coded: memoryview, size: int, whole: int) -> bytes:
+    """Of an ONNX file of ``whole`` bytes, from a short form of ``size``."""
+    if size > _MOST_MIXED:
+        raise DamageError("its graph is declared larger than it can be in its layout")
+    skeleton, found = lengths.lengthen(mixing.decompress(coded, size))
+    if found != whole:
+        raise DamageError("its graph does not have the declared size")
+    return skeleton
+
+
+def _groups(spans: list[Span], version: int) -> list[list[Span]]:
     """The tensors of each stream: every large one alone in file order, then the small by type."""
+    alone: list[list[Span]] = []
     small: dict[int, list[Span]] = {}
     for span in spans:
-        if span.size < SMALL:
+        if span.size >= _least_alone(span, version):
+            alone.append([span])
+        else:
             small.setdefault(span.data_type, []).append(span)
-    return [[span] for span in spans if span.size >= SMALL] + list(small.values())
+    return alone + list(small.values())
+
+
+def _least_alone(span: Span, version: int) -> int:
+    """Bytes that a tensor of the type of ``span`` needs for a stream of its own."""
+    integers = version > 1 and element_type(span.data_type).bits <= 8
+    return min(SMALL, _SMALL_INTEGERS) if integers else SMALL
 
 
 def _content(members: list[Span]) -> Content:
@@ -216,4 +249,4 @@ def _content(members: list[Span]) -> Content:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()[:_DIGEST]
+    return hashlib.sha256(data).digest()

@@ -13,7 +13,6 @@ from penjing.container import arithmetic, huffman
 from penjing.container.arithmetic import Memory
 from penjing.container.contexts import Shape
 from penjing.container.damage import DamageError
-from penjing.container.phrases import PHRASES
 from penjing.container.planes import VIEWS, WHOLE, Content, Plane, View
 
 Coder = Literal["arithmetic", "huffman"]
@@ -25,6 +24,8 @@ CODERS = ("stored", "constant", "lzma", "huffman", "arithmetic")
 _RANDOM = 7.98
 """Bits of a byte from which it is stored."""
 _LZMA_DICTIONARY = 1 << 26
+_CODER_BITS = 3
+"""Lowest bits of a plane's head; the others are its size."""
 
 
 class Reader:
@@ -91,24 +92,6 @@ def compress_skeleton(data: bytes) -> bytes:
     return compress_lzma(data, lc=1, lp=0, pb=0)
 
 
-def compress_phrases(data: bytes) -> bytes:
-    """Raw deflate (RFC 1951) with a dictionary of what skeletons of small nets are made of."""
-    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, PHRASES)
-    return coder.compress(data) + coder.flush()
-
-
-def decompress_phrases(data: bytes | memoryview, size: int) -> bytes:
-    """The ``size`` bytes that were compressed; raises DamageError if ``data`` are not such."""
-    decoder = zlib.decompressobj(-15, PHRASES)
-    try:
-        out = decoder.decompress(data, size + 1)
-    except zlib.error as error:
-        raise DamageError("its graph cannot be read") from error
-    if len(out) != size or not decoder.eof or decoder.unused_data:
-        raise DamageError("its graph does not have the declared size")
-    return out
-
-
 def decompress_lzma(data: bytes | memoryview, size: int) -> bytes:
     """The ``size`` bytes that were compressed; raises DamageError if ``data`` are not such."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _dictionary(size)}]
@@ -173,7 +156,7 @@ def _checksum(data: bytes, seed: int) -> bytes:
 def _encode_plane(
     plane: Plane, kind: str, coder: Coder, memory: Memory, learned: Memory, shortest: int
 ) -> bytes:
-    """Number of the coder, size and payload of the shortest coding of ``plane``.
+    """Size, number of the coder and payload of the shortest coding of ``plane``.
 
     ``shortest`` is the best stream so far: LZMA is not tried where it would not beat that either.
     """
@@ -194,7 +177,7 @@ def _encode_plane(
     best = min(options, key=lambda option: len(options[option]))
     if best == ARITHMETIC:
         learned |= left
-    return bytes([best]) + number(len(options[best])) + options[best]
+    return number(len(options[best]) << _CODER_BITS | best) + options[best]
 
 
 def _worth_modelling(plane: Plane, kind: str) -> bool:
@@ -242,22 +225,29 @@ class Coded:
         return {key for plane in self.planes if (key := plane.memory_key)}
 
 
-def scan(reader: Reader, content: Content) -> Coded:
-    """Step over one stream of ``content``; raises DamageError if its fields cannot be right."""
+def scan(reader: Reader, content: Content, version: int) -> Coded:
+    """Step over one stream of ``content`` in a file of the format's ``version``.
+
+    Raises DamageError if its fields cannot be right.
+    """
     before = reader.at
     index = reader.take(1)[0]
     if index >= len(VIEWS):
         raise DamageError(f"a stream has the unknown view {index}")
     view = VIEWS[index]
-    planes = [_scan_plane(reader, kind) for kind in view.kinds(content)]
+    planes = [_scan_plane(reader, kind, version) for kind in view.kinds(content)]
     return Coded(content, view, planes, reader.take(4), reader.at - before)
 
 
-def _scan_plane(reader: Reader, kind: str) -> CodedPlane:
-    coder = reader.take(1)[0]
+def _scan_plane(reader: Reader, kind: str, version: int) -> CodedPlane:
+    if version == 1:
+        coder, size = reader.take(1)[0], reader.number()
+    else:
+        head = reader.number()
+        coder, size = head % (1 << _CODER_BITS), head >> _CODER_BITS
     if coder >= len(CODERS):
         raise DamageError(f"a plane has the unknown coder {coder}")
-    return CodedPlane(kind, coder, reader.view(reader.number()))
+    return CodedPlane(kind, coder, reader.view(size))
 
 
 def needed(streams: list[Coded], last: int) -> list[int]:

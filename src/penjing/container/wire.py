@@ -12,22 +12,27 @@ from dataclasses import dataclass
 
 from penjing.container.damage import DamageError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, BYTES = 0, 2
+FIXED = {1: 8, 5: 4}
+"""Wire types of numbers of so many bytes."""
+LONGEST_VARINT = 10
+LARGEST = 2**31 - 1
+"""Bytes of an ONNX file at most: protobuf's own limit."""
 _EXTERNAL = 1
 _MOST_NUMBERS = 1 << 25
 """Numbers (field keys, lengths, dimensions) read at most, so that no file takes minutes."""
-_DEEPEST = 64
+DEEPEST = 64
 """Nested messages entered at most: subgraphs in subgraphs count three levels each."""
 
-_CHILDREN: dict[str, dict[int, str]] = {
+CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor"},
     "function": {7: "node"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
 }
-_DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _LOCATION = 1, 2, 4, 8, 9, 14
-_DATA = (_FLOAT_DATA, _RAW_DATA)
+DIMS, DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _LOCATION = 1, 2, 4, 8, 9, 14
+DATA = (_FLOAT_DATA, _RAW_DATA)
 
 
 @dataclass
@@ -92,12 +97,12 @@ class _Walk:
         return self.spans
 
     def message(self, kind: str, end: int, depth: int) -> None:
-        if depth > _DEEPEST:
+        if depth > DEEPEST:
             raise DamageError("its messages are nested too deeply for an ONNX model")
-        children = _CHILDREN.get(kind, {})
+        children = CHILDREN.get(kind, {})
         while self.at < end:
             field, wire = self.tag()
-            if wire == _BYTES and field in children:
+            if wire == BYTES and field in children:
                 inner = self.end_of_bytes(end)
                 child = children[field]
                 if child == "tensor":
@@ -114,13 +119,13 @@ class _Walk:
         first = len(self.spans)
         while self.at < end:
             field, wire = self.tag()
-            if field in _DATA and wire == _BYTES:
+            if field in DATA and wire == BYTES:
                 self.data_field(end)
-            elif field == _NAME and wire == _BYTES:
+            elif field == _NAME and wire == BYTES:
                 tensor.name = self.text(end)
-            elif field == _DIMS and wire == _BYTES:
+            elif field == DIMS and wire == BYTES:
                 self.repeat(dims.append, end)
-            elif wire == _VARINT and field in (_DIMS, _DATA_TYPE, _LOCATION):
+            elif wire == VARINT and field in (DIMS, DATA_TYPE, _LOCATION):
                 self.number(field, tensor, dims)
             else:
                 self.skip(wire, end)
@@ -130,9 +135,9 @@ class _Walk:
 
     def number(self, field: int, tensor: Span, dims: list[int]) -> None:
         value = self.varint()
-        if field == _DIMS:
+        if field == DIMS:
             dims.append(value)
-        elif field == _DATA_TYPE:
+        elif field == DATA_TYPE:
             tensor.data_type = value
         elif value == _EXTERNAL:
             raise DamageError(
@@ -169,7 +174,7 @@ class _Walk:
         if self.numbers > _MOST_NUMBERS:
             raise DamageError(f"it has more than {_MOST_NUMBERS} fields outside its weights")
         value = 0
-        for shift in range(0, 70, 7):
+        for shift in range(0, 7 * LONGEST_VARINT, 7):
             position = self.at - self.missing
             if position >= len(self.data):
                 raise DamageError("it ends inside a message")
@@ -187,12 +192,12 @@ class _Walk:
         return self.at + length
 
     def skip(self, wire: int, end: int) -> None:
-        if wire == _VARINT:
+        if wire == VARINT:
             self.varint()
-        elif wire == _BYTES:
+        elif wire == BYTES:
             self.at = self.end_of_bytes(end)
-        elif wire in (_FIXED64, _FIXED32):
-            self.at += 8 if wire == _FIXED64 else 4
+        elif wire in FIXED:
+            self.at += FIXED[wire]
         else:
             raise DamageError(f"it has a field of the unknown wire type {wire}")
 
