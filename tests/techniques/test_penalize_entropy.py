@@ -75,6 +75,9 @@ def test_weights_lie_on_grids_whose_scales_have_few_bits(net: nn.Module, task: T
         if len(scale.unique()) > 1:
             fractions = torch.frexp(scale)[0] * 16
             assert on_coarse_grid(scale) or torch.equal(fractions, fractions.round())
+        else:
+            fractions = torch.frexp(scale)[0] * 128
+            assert torch.equal(fractions, fractions.round())
         assert on_coarse_grid(layer.bias)
 
 

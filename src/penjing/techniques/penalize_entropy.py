@@ -53,6 +53,8 @@ CLEARLY = 0.97
 """Going to and fro between two ways to see a layer is worse than a few per cent."""
 BIAS_BITS = 7
 """Of the integers that biases and the channels' scales become, with their sign."""
+SCALE_BITS = 8
+"""The same of a scale that all channels share."""
 SMALLEST = 8
 """Integer of a channel's scale, at least: a smaller one would be rounded by more than a sixteenth."""
 
@@ -329,8 +331,8 @@ def _few_bits(layer: Layer, integers: Tensor) -> None:
         scale[energy == 0] = used[0].abs()  # one value more would cost bytes
         if not torch.allclose(used, used[0], rtol=1e-5, atol=0):
             scale = _rounded(scale)
-        else:
-            scale[:] = used[0]
+        else:  # on a grid of its own
+            scale[:] = grids.multiples(used[0], grids.step_for(used[0], SCALE_BITS))
     signed = integers * scale.sign().reshape(-1, *[1] * (integers.dim() - 1))
     size = scale.abs().clamp_min(grids.SMALLEST_SCALE)
     layer.weight = nn.Parameter(signed * size.reshape(-1, *[1] * (integers.dim() - 1)))
