@@ -419,7 +419,7 @@ def _contents_table(contents: Contents) -> Table:
         figures = (coded, f"{tensor.raw_bytes:,}", bits)
         table.add_row(tensor.name, tensor.dtype, shape, tensor.coder, *figures)
     table.add_section()
-    table.add_row("graph", "", "", "lzma", f"{contents.skeleton_bytes:,}", "", "")
+    table.add_row("graph", "", "", contents.skeleton_coder, f"{contents.skeleton_bytes:,}", "", "")
     return table
 
 

@@ -163,13 +163,18 @@ def test_inspect_accounts_for_every_byte(tmp_path):
     assert all(tensor.checksum_ok for tensor in contents.tensors)
     coded = sum(tensor.coded_bytes for tensor in contents.tensors)
     assert 0 < contents.total_bytes - contents.skeleton_bytes - coded <= 32
+    assert contents.skeleton_coder == "mixed"
     assert json.loads(json.dumps(contents.to_dict()))["tensors"][0]["name"] == "layer0.weight"
 
 
 def test_inspect_of_one_block(tmp_path):
-    packed_size(files()["counting"], tmp_path)
-    (tensor,) = inspect(tmp_path / "model.penjing").tensors
-    assert (tensor.name, tensor.dtype, tensor.shape) == ("w0", "int64", (20_000,))
+    packed_size(files()["twice the same"], tmp_path)
+    contents = inspect(tmp_path / "model.penjing")
+    assert [(one.name, one.shape, one.coded_bytes) for one in contents.tensors] == [
+        ("w0", (30_000,), None),
+        ("w1", (30_000,), None),
+    ]
+    assert contents.skeleton_coder == "lzma"
 
 
 def test_inspect_tells_the_damaged_tensor(tmp_path):

@@ -37,11 +37,13 @@ class PackedTensor:
 class Contents:
     """A container: its ``tensors`` in file order, and sizes in bytes.
 
-    ``skeleton_bytes`` is the ONNX file without weights as it is coded, ``total_bytes`` the
-    container, ``onnx_bytes`` the file it unpacks to. ``checksum_ok`` is about all of that file.
+    ``skeleton_bytes`` is the ONNX file without weights as it is coded by ``skeleton_coder``,
+    ``total_bytes`` the container, ``onnx_bytes`` the file it unpacks to. ``checksum_ok`` is about all of
+    that file.
     """
 
     tensors: list[PackedTensor]
+    skeleton_coder: str
     skeleton_bytes: int
     total_bytes: int
     onnx_bytes: int
@@ -68,7 +70,8 @@ def inspect(source: Path | str, *, most: int = format.LARGEST) -> Contents:
     except (DamageError, MemoryError) as problem:
         raise damaged(source, "inspected", problem) from problem
     correct = container.matches(container.model())
-    return Contents(tensors, container.coded_skeleton, len(data), container.size, correct)
+    coder, size = container.skeleton_coder, container.coded_skeleton
+    return Contents(tensors, coder, size, len(data), container.size, correct)
 
 
 def _of_streams(container: Container) -> list[PackedTensor]:

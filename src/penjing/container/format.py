@@ -44,14 +44,15 @@ class Container:
     """A container read back, or what of it has been.
 
     ``skeleton`` are the bytes of the ONNX file between the weights (all of it in the layout of one
-    LZMA block), ``coded_skeleton`` the bytes it takes, ``digest`` the start of the ONNX file's
-    SHA-256.
+    LZMA block), ``skeleton_coder`` how they are coded and ``coded_skeleton`` in how many bytes,
+    ``digest`` the start of the ONNX file's SHA-256.
     """
 
     version: int
     size: int
     digest: bytes
     skeleton: bytes = b""
+    skeleton_coder: str = "lzma"
     coded_skeleton: int = 0
     spans: list[Span] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
@@ -208,6 +209,7 @@ def _read_skeleton(reader: Reader, container: Container, layout: int) -> None:
     if layout == _PARTS:
         container.skeleton = streams.decompress_lzma(coded, size)
     else:
+        container.skeleton_coder = "mixed"
         container.skeleton = _mixed_skeleton(coded, size, container.size)
     container.spans = wire.find_cut(container.skeleton, container.size)
 
