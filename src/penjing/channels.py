@@ -8,6 +8,7 @@ groups; here each is checked by a trial on the model itself, and the channels ar
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,12 @@ class Group:
     @property
     def channels_per_unit(self) -> int:
         return len(self.root.channels) // self.units
+
+    def rounded(self, left: int, round_to: int) -> int:
+        """The fewest units, at least ``left``, with a multiple of ``round_to`` channels; all if there
+        are none."""
+        multiple = round_to // math.gcd(round_to, self.channels_per_unit)
+        return min(math.ceil(left / multiple) * multiple, self.units)
 
     def removed(self, piece: Slice, units: Tensor) -> Tensor:
         """Channels of ``piece`` that go with ``units`` (bool ``[self.units]``)."""

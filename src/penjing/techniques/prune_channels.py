@@ -235,9 +235,8 @@ def _choose(
 
 def _allowed(group: Group, count: int, round_to: int) -> int:
     """``count`` units to remove, lowered so that enough of them, and a round number, is left."""
-    multiple = round_to // math.gcd(round_to, group.channels_per_unit)
     left = max(group.units - count, math.ceil((1 - MOST_REMOVED) * group.units))
-    return max(group.units - math.ceil(left / multiple) * multiple, 0)
+    return group.units - group.rounded(left, round_to)
 
 
 class _Cost:
