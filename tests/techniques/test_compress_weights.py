@@ -116,8 +116,8 @@ def test_biases_that_the_correction_adds_are_rounded_and_only_kept_if_they_matte
 
 
 def test_no_file_is_that_small(net: nn.Module, task: Task) -> None:
-    with pytest.raises(PenjingError, match="max_bytes=200 is too small"):
-        compress_weights(net, task, max_bytes=200)
+    with pytest.raises(PenjingError, match="max_bytes=100 is too small"):
+        compress_weights(net, task, max_bytes=100)
 
 
 def test_the_score_drops_no_further_than_allowed(net: nn.Module, task: Task) -> None:
