@@ -31,9 +31,8 @@ def cut_idle(
     lost outputs, their number before and after.
     """
     cut: dict[str, tuple[int, int]] = {}
-    while removal := _idle(
-        model, example, round_to
-    ):  # what fed a channel that is gone may now be idle too
+    # What fed a channel that is gone may now be idle too.
+    while removal := _idle(model, example, round_to):
         expected = channels.outputs(model, example)
         trial = copy.deepcopy(model)
         widths = channels.remove(trial, removal)

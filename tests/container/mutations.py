@@ -30,6 +30,8 @@ from penjing.errors import PenjingError
 
 MOST = 1 << 16
 """Bytes of an ONNX file that a case may declare: what bounds its time and memory."""
+DIGEST = {1: 16, 2: 8}
+"""Bytes of the digest in a file's head, by version."""
 CPU_SECONDS = 30
 """Of one case, of which it needs thousandths: more is a hang, however busy the machine."""
 NUMBERS = (0, 1, 2, 64, 127, 128, 255, 256, 16_384, MOST - 1, MOST, 2**31 - 1, 2**32, 2**63 - 1)
@@ -180,7 +182,7 @@ def sealed(data: bytes) -> bytes:
         crc = zlib.crc32(stream.decoded.data, container.seed)
         out[end - 4 : end] = crc.to_bytes(4, "little")
         end -= stream.coded_bytes
-    digest = hashlib.sha256(container.model()).digest()[: len(container.digest)]
+    digest = hashlib.sha256(container.model()).digest()[: DIGEST[container.version]]
     at = 5 + len(number(container.size))
     if out[5:at] == number(container.size):  # else a number written in more bytes than it needs
         out[at : at + len(digest)] = digest
@@ -263,7 +265,7 @@ def _with_graph(seed: Seed, a: int, b: int, c: int) -> bytes:
         layout, coded = b"\x01", compress_skeleton(bytes(graph))
         size = len(seed.model) + (len(graph) - len(seed.skeleton)) * (c % 2)
     sha = hashlib.sha256(seed.model).digest()
-    head = seed.data[:5] + number(max(0, size)) + sha[: 16 if seed.data[4] == 1 else 8]
+    head = seed.data[:5] + number(max(0, size)) + sha[: DIGEST[seed.data[4]]]
     return head + layout + number(len(graph)) + number(len(coded)) + coded + seed.streams
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import KINDS, MOST, Seed, case, check, mutated, sealed, seeds, small_streams
+from mutations import DIGEST, KINDS, MOST, Seed, case, check, mutated, sealed, seeds, small_streams
 from onnx_files import chain
 
 from penjing.container import arithmetic, format, inspect, unpack
@@ -61,7 +61,7 @@ def test_seeds_are_valid_and_of_every_kind(known, tmp_path):
     simple = {arithmetic.UNEVEN, arithmetic.SMOOTH, arithmetic.DEPENDENT, arithmetic.SPARSE}
     assert forms == {*simple, arithmetic.SPARSE + arithmetic.EIGHTS}
     assert {seed.data[4] for seed in known} == {1, 2}
-    heads = [5 + len(number(len(seed.model))) + (16 if seed.data[4] == 1 else 8) for seed in known]
+    heads = [5 + len(number(len(seed.model))) + DIGEST[seed.data[4]] for seed in known]
     layouts = {seed.data[head] for seed, head in zip(known, heads, strict=True)}
     assert layouts == {0, 1, 2}
 

@@ -109,11 +109,6 @@ class _Translation:
 
     def _varint(self) -> tuple[bytes, int]:
         """As it is written, and its value."""
-        written, value = bytearray(), 0
-        while len(written) < wire.LONGEST_VARINT:
-            byte = self.reader.take(1)[0]
-            value |= (byte & 0x7F) << 7 * len(written)
-            written.append(byte)
-            if byte < 0x80:
-                return bytes(written), value
-        raise DamageError("a number in its graph is longer than ten bytes")
+        start = self.reader.at
+        value = self.reader.number(wire.LONGEST_VARINT)
+        return bytes(self.reader.data[start : self.reader.at]), value

@@ -97,9 +97,10 @@ def _informed() -> _Model:
 class _Model:
     """What has been read, and what followed what.
 
-    ``tables`` are by context, then by the bits of the byte so far (with a 1 before them); each
-    probability of a 1 with the number of bits that it comes from in its lowest 5 bits. What is not in
-    them yet starts from the tables ``before``.
+    ``tables`` are by context, then by the bits of the byte so far (with a 1 before them), ``repeats`` by
+    the number of repeated bytes. Each state in them is a probability, of a 1 or of going on, with the
+    number of bits that it comes from in its lowest 5 bits. What is not in ``tables`` yet starts from
+    those ``before``.
     """
 
     def __init__(self) -> None:
@@ -108,7 +109,7 @@ class _Model:
         self.before: list[dict[bytes, dict[int, int]]] = [{} for _ in CONTEXTS]
         self.weights: dict[tuple[int, bool], list[int]] = {}
         self.places: dict[bytes, int] = {}
-        self.repeats = [(_SURE_OF_REPEATS, 0)] * (_LONGEST + 1)
+        self.repeats = [_SURE_OF_REPEATS << 5] * (_LONGEST + 1)
         self.place = self.repeated = 0
 
     def successor(self) -> _Model:
@@ -141,8 +142,9 @@ class _Model:
         """Code the bit after ``node``, of which the repeated bytes say that it is ``again``."""
         states = [one.get(node) for one in known]
         opinions = [0 if state is None else _STRETCHED[state >> 9] for state in states]
-        sure, seen = self.repeats[min(self.repeated, _LONGEST)]
-        opinions.append(0 if again is None else (2 * again - 1) * _STRETCHED[sure >> 4])
+        length = min(self.repeated, _LONGEST)
+        sure = self.repeats[length]
+        opinions.append(0 if again is None else (2 * again - 1) * _STRETCHED[sure >> 9])
         opinions.append(_BIAS)
         key = len(states) - states.count(None), again is not None
         weights = self.weights.setdefault(key, [_FIRST_WEIGHT] * len(opinions))
@@ -156,8 +158,7 @@ class _Model:
         for one, state in zip(known, states, strict=True):
             one[node] = _learned(_ONE >> 1 << 5 if state is None else state, bit)
         if again is not None:
-            state = _learned(sure << 5 | seen, int(bit == again))
-            self.repeats[min(self.repeated, _LONGEST)] = state >> 5, state & 31
+            self.repeats[length] = _learned(sure, int(bit == again))
         return bit
 
     def _look_for_repeats(self, *, went_on: bool) -> None:

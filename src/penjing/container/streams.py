@@ -45,10 +45,10 @@ class Reader:
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def number(self) -> int:
-        """An unsigned LEB128 number of at most 63 bits."""
+    def number(self, longest: int = 9) -> int:
+        """An unsigned LEB128 number of at most ``longest`` bytes."""
         value = 0
-        for shift in range(0, 63, 7):
+        for shift in range(0, 7 * longest, 7):
             byte = self.take(1)[0]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
