@@ -12,7 +12,7 @@ what is on that grid and has that parity.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import constriction
@@ -248,11 +248,11 @@ def _code_sparse(
         there = (found != 0).astype(np.int32)
         there = _code_block(there, block.contexts + np.uint16(_OF_SET), histograms, code)
         flags.learn(columns, there, block)
-        block, some = numbers.of(columns), there > 0
-        signs = np.broadcast_to(block.signs, found.shape)[some]
-        coded = _code_block(found[some] * signs, block.contexts[some], histograms, code)
+        some = np.flatnonzero(there)
+        block = numbers.of(columns, some)
+        coded = _code_block(found.ravel()[some] * block.signs, block.contexts, histograms, code)
         found = np.zeros_like(found)
-        found[some] = coded * signs
+        found.ravel()[some] = coded * block.signs
         plane[rows, columns] = found
         numbers.learn(columns, found, block, some)
     return histograms.left()
@@ -285,30 +285,32 @@ def _code_block(
     flat = contexts.ravel()
     order = np.argsort(flat, kind="stable")
     sorted_values = values.ravel()[order]
-    for context, start, stop in _pieces(np.bincount(flat), histograms):
-        numbers = histograms.numbers(context)
-        if not len(numbers):
-            raise DamageError("a plane leaves the range that it declares")
-        if len(numbers) == 1:
-            sorted_values[start:stop] = numbers
-            continue
-        indices = code(sorted_values[start:stop], numbers, histograms.of(context))
-        histograms.learn(context, indices)
-        sorted_values[start:stop] = numbers[indices]
+    sizes, start = np.bincount(flat), 0
+    for context in np.flatnonzero(sizes).tolist():
+        end = start + int(sizes[context])
+        _code_context(sorted_values[start:end], context, histograms, code)
+        start = end
     coded = np.empty_like(sorted_values)
     coded[order] = sorted_values
     return coded.reshape(values.shape)
 
 
-def _pieces(sizes: np.ndarray, histograms: _Histograms) -> Iterator[tuple[int, int, int]]:
-    """Each context in pieces that grow with what its histogram has seen: it learns early."""
-    start = 0
-    for context in np.flatnonzero(sizes).tolist():
-        end = start + int(sizes[context])
-        while start < end:
-            stop = min(end, start + max(_FIRST_PIECE, int(histograms.seen[context]) // 4))
-            yield context, start, stop
-            start = stop
+def _code_context(values: np.ndarray, context: int, histograms: _Histograms, code: Code) -> None:
+    """The same of ``values`` [number] in one context, in place: in pieces that grow with what its
+    histogram has seen, so that it learns early."""
+    numbers = histograms.numbers(context)
+    if not len(numbers):
+        raise DamageError("a plane leaves the range that it declares")
+    if len(numbers) == 1:
+        values[:] = numbers
+        return
+    histogram, seen, start = histograms.of(context), int(histograms.seen[context]), 0
+    while start < len(values):
+        piece = values[start : start + max(_FIRST_PIECE, (seen + start) // 4)]
+        piece[:] = indices = code(piece, numbers, histogram)
+        histograms.learn(context, indices)
+        start += len(piece)
+    values[:] = numbers.take(values)
 
 
 class _Histograms:
@@ -326,19 +328,24 @@ class _Histograms:
         return self.sets[context // _OF_SET]
 
     def of(self, context: int) -> np.ndarray:
-        """float64 weights of the numbers, whole numbers themselves."""
+        """float64 weights of the numbers, whole numbers themselves; ``learn`` changes them."""
         if context not in self.counts:
-            self.counts[context] = self._start(context)
-        return self.counts[context].astype(np.float64)
+            self.counts[context] = self._start(context).astype(np.float64)
+        return self.counts[context]
 
     def learn(self, context: int, indices: np.ndarray) -> None:
-        numbers = self.numbers(context)
-        seen = np.bincount(indices, minlength=len(numbers))
-        if self.smooth and self.seen[context] < _SPREAD * len(numbers):
-            self.counts[context] += _spread(seen, class_magnitude(context // LEVELS))
+        counts, number = self.counts[context], len(indices)
+        if len(counts) == 2:
+            ones = np.count_nonzero(indices)
+            counts[0] += _SEEN * (number - ones)
+            counts[1] += _SEEN * ones
         else:
-            self.counts[context] += _SEEN * seen
-        self.seen[context] += len(indices)
+            seen = np.bincount(indices, minlength=len(counts))
+            if self.smooth and self.seen[context] < _SPREAD * len(counts):
+                counts += _spread(seen, class_magnitude(context // LEVELS))
+            else:
+                counts += _SEEN * seen
+        self.seen[context] += number
 
     def left(self) -> Left:
         """What was inherited, with the counts of this plane in its contexts and numbers."""

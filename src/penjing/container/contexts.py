@@ -50,7 +50,10 @@ _LARGEST = _RIDGE**0.5
 """No coefficient of exact least squares with this ridge is larger; a rounded one might be."""
 _UNIT = 64
 """Coefficients and expected values are multiples of 1 / _UNIT."""
-_LOG_TABLE = np.array([round(16 * math.log2(i / 256)) for i in range(256, 512)], dtype=np.int64)
+_MANTISSA = 44
+"""Bits of a float64 below its sign, its exponent and the 8 bits of its mantissa that ``_log`` reads."""
+_BIAS = 1022
+"""What the exponent of a float64 in [0.5, 1) is stored as."""
 
 
 def class_magnitude(of_class: int) -> float:
@@ -66,6 +69,14 @@ def _level_table() -> np.ndarray:
     edges = [[edge * class_magnitude(k) * _UNIT for edge in _LEVEL_EDGES] for k in range(CLASSES)]
     sizes = np.arange(int(edges[-1][-1]) + 2)
     return np.stack([np.searchsorted(of_class, sizes) for of_class in edges]).astype(np.uint8)
+
+
+@functools.cache
+def _log_table() -> np.ndarray:
+    """int32 sixteenths of an octave, by the bits of a positive float64 above ``_MANTISSA``."""
+    within = np.array([round(16 * math.log2(i / 256)) for i in range(256, 512)])
+    octaves = 16 * (np.arange(2048) - _BIAS)
+    return (octaves[:, None] + within).astype(np.int32).ravel()
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class Block:
     """How the values of a block are coded: as ``signs * (value - offsets)`` in ``contexts``.
 
     A sign of -1 says that a negative value is expected, so that both directions share a histogram.
-    ``expected`` is in units of 1 / 64. Arrays of [rows, columns of the block], or [1, 1].
+    ``expected`` is in units of 1 / 64. Arrays of [rows, columns of the block], or [values that count],
+    or [1].
     """
 
     contexts: np.ndarray
@@ -143,20 +155,20 @@ class Contexts:
         return max(min(8, self.channels // 4), -(-self.channels // BLOCK), 1)
 
     def _new_rows(self, rows: int) -> None:
-        self.row_sum = np.zeros((rows, 1))
-        self.row_seen: np.ndarray | float = 0.0
+        self.row_sum, self.row_seen = np.zeros(rows), np.zeros(rows)
         self.kernel_sum = np.zeros((rows, self.channels))
-        self.kernel_seen: np.ndarray | float = 0.0
+        self.kernel_seen = np.zeros(())
         self.kernels.new_rows(rows, self.channels)
 
-    def of(self, columns: slice) -> Block:
-        """How to code the block at ``columns`` of the current rows."""
-        classes = self._classes(columns)
+    def of(self, columns: slice, some: np.ndarray | None = None) -> Block:
+        """How to code the block at ``columns`` of the current rows, or its values at the indices
+        ``some`` only."""
+        classes = self._classes(columns, some)
         contexts = classes * np.uint16(LEVELS)
-        none = np.zeros((1, 1), np.int32)
+        none = np.zeros(1, np.int32)
         if not self.predicted:
             return Block(contexts, none + 1, none, none)
-        expected = self.kernels.expect(columns.start)
+        expected = self.kernels.expect(columns.start, some)
         if self.values.smooth:
             nearest = np.clip((expected + _UNIT // 2) // _UNIT, self.values.low, self.values.high)
             return Block(contexts, none + 1, nearest.astype(np.int32), expected)
@@ -172,52 +184,76 @@ class Contexts:
             return low - high, high - low
         return (min(low, -high), max(high, -low)) if self.mirrored else (low, high)
 
-    def _classes(self, columns: slice) -> np.ndarray:
+    def _classes(self, columns: slice, some: np.ndarray | None) -> np.ndarray:
         mean = self.total / self.number
-        level = 8 * _log(np.array([[mean / _UNIT]]))
-        level = level + 7 * _log(_ratio(self.row_sum, self.row_seen, mean, 4))
-        if self.positions == 1:
-            column = _ratio(self.column_sum[columns], self.column_seen[columns], mean, 4)
-            level = level + 6 * _log(column)[None]
+        level = 8 * _log(np.array(mean / _UNIT))
+        by_row = level + 7 * _log(_ratio(self.row_sum, self.row_seen, mean, 4))
+        by_column = self._column_level(columns, mean)
+        if some is None:
+            level = by_row[:, None] + by_column
         else:
-            level = level + self._kernel_level(columns, mean)
-        classes = np.clip(((level + 32) >> 6) - LOWEST, 0, CLASSES - 1)
-        return np.broadcast_to(classes, (len(self.row_sum), classes.shape[1])).astype(np.uint16)
+            row, column = np.divmod(some, len(by_column))
+            level = by_row[row] + by_column[column]
+        if self.positions > 1:
+            kernel = _ratio(_at(self.kernel_sum, some), _at(self.kernel_seen, some), mean, 2)
+            level += 4 * _log(kernel)
+        level += 32
+        level >>= 6
+        level -= LOWEST
+        return np.minimum(np.maximum(level, 0), CLASSES - 1).astype(np.uint16)
 
-    def _kernel_level(self, columns: slice, mean: float) -> np.ndarray:
+    def _column_level(self, columns: slice, mean: float) -> np.ndarray:
+        totals, seen = self.column_sum[columns], self.column_seen[columns]
+        if self.positions == 1:
+            return 6 * _log(_ratio(totals, seen, mean, 4))
         channel = _ratio(self.channel_sum, self.channel_seen, mean, 4)
-        column = _ratio(self.column_sum[columns], self.column_seen[columns], mean * channel, 4)
-        kernel = _ratio(self.kernel_sum, self.kernel_seen, mean, 2)
-        level = 6 * _log(channel) + self.column_power * _log(column)
-        return level[None] + 4 * _log(kernel)
+        column = _ratio(totals, seen, mean * channel, 4)
+        return 6 * _log(channel) + self.column_power * _log(column)
 
     def learn(
-        self, columns: slice, values: np.ndarray, block: Block, counted: np.ndarray | None = None
+        self, columns: slice, values: np.ndarray, block: Block, some: np.ndarray | None = None
     ) -> None:
-        """The block at ``columns`` of the current rows had these ``values`` (int32); of their
-        magnitudes, those ``counted`` (bool) count, or all."""
-        magnitudes = np.abs(_UNIT * values - block.expected)
-        seen: np.ndarray | int = 1
-        by_column: np.ndarray | int = magnitudes.shape[0]
-        by_row: np.ndarray | int = magnitudes.shape[1]
-        number = magnitudes.size
-        if counted is not None:
-            magnitudes = magnitudes * counted
-            seen, by_column, by_row = counted, counted.sum(0), counted.sum(1, keepdims=True)
-            number = np.count_nonzero(counted)
-        sums = magnitudes.sum(axis=0)
-        self.row_sum += magnitudes.sum(axis=1, keepdims=True)
-        self.row_seen = self.row_seen + by_row
+        """The block at ``columns`` of the current rows had these ``values`` (int32 [rows, columns]); of
+        their magnitudes, those at the indices ``some`` count, or all."""
+        magnitudes = np.abs(_UNIT * _at(values, some) - block.expected)
+        if some is None:
+            by_column, by_row = values.shape
+            sums, row_sums = magnitudes.sum(axis=0), magnitudes.sum(axis=1)
+        else:
+            row, column = np.divmod(some, values.shape[1])
+            by_row, row_sums = _counts(row, magnitudes, values.shape[0])
+            by_column, sums = _counts(column, magnitudes, values.shape[1])
+        self.row_sum += row_sums
+        self.row_seen += by_row
         self.column_sum[columns] += sums
         self.column_seen[columns] += by_column
         self.total += float(sums.sum())
-        self.number += number
+        self.number += magnitudes.size
         if self.positions > 1:
             self.channel_sum += sums
             self.channel_seen += by_column
-            self.kernel_sum += magnitudes
-            self.kernel_seen = self.kernel_seen + seen
+            self._learn_kernels(magnitudes, some)
             self.kernels.learn(columns.start, values)
+
+    def _learn_kernels(self, magnitudes: np.ndarray, some: np.ndarray | None) -> None:
+        if some is None:
+            self.kernel_sum += magnitudes
+            self.kernel_seen += 1
+        else:
+            if not self.kernel_seen.ndim:
+                self.kernel_seen = np.zeros(self.kernel_sum.shape)
+            self.kernel_sum.ravel()[some] += magnitudes
+            self.kernel_seen.ravel()[some] += 1
+
+
+def _at(values: np.ndarray, some: np.ndarray | None) -> np.ndarray:
+    """The ``values`` at the flat indices ``some``, or all; a single one counts for all."""
+    return values if some is None or not values.ndim else values.ravel()[some]
+
+
+def _counts(of: np.ndarray, magnitudes: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each index below ``number`` is in ``of``, and the sums of its ``magnitudes``."""
+    return np.bincount(of, minlength=number), np.bincount(of, magnitudes, number)
 
 
 def coding_order(shape: Shape) -> np.ndarray:
@@ -245,11 +281,12 @@ class Kernels:
     def learn(self, position: int, values: np.ndarray) -> None:
         self.values[position] = values
 
-    def expect(self, position: int) -> np.ndarray:
-        """int32 [rows, channels]: expected values in units of 1 / 64."""
-        expected = np.zeros(self.values.shape[1:], np.int32)  # below 8 * 64 * 32 * 255
+    def expect(self, position: int, some: np.ndarray | None = None) -> np.ndarray:
+        """int32 [rows, channels], or at the indices ``some`` of these: expected values in units of
+        1 / 64."""
+        expected = np.zeros_like(_at(self.values[0], some))  # below 8 * 64 * 32 * 255
         for other, weight in self._weights(position):
-            expected += weight * self.values[other]
+            expected += weight * _at(self.values[other], some)
         return expected
 
     def _weights(self, position: int) -> list[tuple[int, int]]:
@@ -301,6 +338,5 @@ def _ratio(
 
 
 def _log(values: np.ndarray) -> np.ndarray:
-    """Sixteenths of an octave, as int64: equal on every machine, unlike log2."""
-    mantissa, exponent = np.frexp(values)
-    return _LOG_TABLE[(mantissa * 512).astype(np.int64) - 256] + 16 * (exponent.astype(np.int64))
+    """Sixteenths of an octave of positive ``values``, as int32: equal on every machine, unlike log2."""
+    return _log_table()[values.view(np.int64) >> _MANTISSA]

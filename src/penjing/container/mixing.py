@@ -36,6 +36,9 @@ _LONGEST = 16
 """Repeated bytes that are told apart, by how sure they make the next one."""
 _ONE = 1 << 16
 """Probability 1. Of a bit, and weight 1 of an opinion."""
+_HALF = _ONE >> 1
+_UNSEEN = _HALF << 5
+"""State of what has not been seen; its opinion is 0."""
 _NEVER = 16
 """Least probability of a bit."""
 _COUNTED = 20
@@ -140,13 +143,13 @@ class _Model:
 
     def _bit(self, node: int, known: list[dict[int, int]], again: int | None, code: Code) -> int:
         """Code the bit after ``node``, of which the repeated bytes say that it is ``again``."""
-        states = [one.get(node) for one in known]
-        opinions = [0 if state is None else _STRETCHED[state >> 9] for state in states]
+        states = [one.get(node, _UNSEEN) for one in known]
+        opinions = [_STRETCHED[state >> 9] for state in states]
         length = min(self.repeated, _LONGEST)
         sure = self.repeats[length]
         opinions.append(0 if again is None else (2 * again - 1) * _STRETCHED[sure >> 9])
         opinions.append(_BIAS)
-        key = len(states) - states.count(None), again is not None
+        key = len(states) - states.count(_UNSEEN), again is not None
         weights = self.weights.setdefault(key, [_FIRST_WEIGHT] * len(opinions))
         together = sum(map(mul, weights, opinions)) >> 16
         probability = _SQUASHED[max(-_FLAT, min(together, _FLAT)) + _FLAT]
@@ -154,9 +157,9 @@ class _Model:
         bit = code(probability)
         wrong = ((bit << 16) - probability) * _LEARNED
         for at, opinion in enumerate(opinions):
-            weights[at] += (wrong * opinion + (_ONE >> 1)) >> 16
+            weights[at] += (wrong * opinion + _HALF) >> 16
         for one, state in zip(known, states, strict=True):
-            one[node] = _learned(_ONE >> 1 << 5 if state is None else state, bit)
+            one[node] = _learned(state, bit)
         if again is not None:
             self.repeats[length] = _learned(sure, int(bit == again))
         return bit
@@ -179,8 +182,8 @@ class _Model:
 
 def _learned(state: int, bit: int) -> int:
     probability, seen = state >> 5, state & 31
-    probability += ((bit * (_ONE - 1) - probability) * _PART[seen]) >> 16
-    return probability << 5 | min(seen + 1, _COUNTED)
+    probability += ((_ONE - 1 - probability if bit else -probability) * _PART[seen]) >> 16
+    return probability << 5 | (seen + 1 if seen < _COUNTED else seen)
 
 
 class _Encoder:
