@@ -30,8 +30,7 @@ def join(stored: list[np.ndarray], number: int) -> list[int]:
 
 def test_the_papers_figure_2(monkeypatch):
     """Values at 1, 4 and 15 with differences of 3 bits: 1, 3, 8 with a filler zero, 3."""
-    monkeypatch.setattr(planes, "_FARTHEST", 8)
-    monkeypatch.setattr(planes, "_FARTHEST_IN_SPARSER", 8)
+    monkeypatch.setattr(planes, "_FARTHEST", (8,))
     values = [0, 34, 0, 0, 9, *[0] * 10, 17]
     head, gaps, stored = split(values)
     assert head.tolist() == [128, 4, 0, 0, 0]
@@ -46,7 +45,8 @@ def test_the_first_may_be_at_the_start():
 
 
 @pytest.mark.parametrize("distance", [31, 32, 33, 64, 65])
-def test_distances_at_the_edge_of_five_bits(distance):
+def test_distances_at_the_edge_of_five_bits(distance, monkeypatch):
+    monkeypatch.setattr(planes, "_FARTHEST", (32,))
     values = [7, 0] * 20 + [7, *[0] * (distance - 1), 7, 0]
     head, gaps, stored = split(values)
     assert gaps.max() <= 32
@@ -82,7 +82,21 @@ def test_sparse_layers_cost_near_their_entropy():
     container = format.decode(coded)
     assert container.model() == file
     entropy = 0.08 * np.log2(15) - 0.08 * np.log2(0.08) - 0.92 * np.log2(0.92)
-    assert len(coded) < 1.1 * entropy * weights.size / 8
+    assert len(coded) < 1.03 * entropy * weights.size / 8
+
+
+@pytest.mark.parametrize("density", [0.02, 0.08, 0.15])
+def test_the_longest_distance_is_the_one_that_takes_less(density, monkeypatch):
+    rng = np.random.default_rng(0)
+    weights = (rng.integers(1, 16, (200, 300)) * (rng.random((200, 300)) < density)).astype(np.int8)
+    file = chain(weights)
+    found = len(format.encode(file, "huffman"))
+    alone = []
+    for farthest in planes._FARTHEST:
+        monkeypatch.setattr(planes, "_FARTHEST", (farthest,))
+        alone.append(len(format.encode(file, "huffman")))
+    assert alone[0] != alone[1]
+    assert found == min(alone)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable
@@ -104,8 +105,10 @@ def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     return b"".join(out)
 
 
+@functools.lru_cache(maxsize=1)
 def _encode_skeleton(skeleton: bytes, size: int) -> bytes:
-    """The layout, the sizes and the code of the ``skeleton`` of an ONNX file of ``size`` bytes."""
+    """The layout, the sizes and the code of the ``skeleton`` of an ONNX file of ``size`` bytes; the last
+    is kept, because a search packs one graph with many weights."""
     coded = streams.compress_skeleton(skeleton)
     best = bytes([_PARTS]) + number(len(skeleton)) + number(len(coded)) + coded
     short = lengths.shorten(skeleton, size)

@@ -135,6 +135,13 @@ def _mode(symbols: np.ndarray) -> int:
     return int(np.bincount(symbols, minlength=1).argmax())
 
 
+def entropy(symbols: np.ndarray) -> float:
+    """Of the uint8 ``symbols``, in bits a symbol: what codes of each one by itself take at least."""
+    counts = np.bincount(symbols)
+    shares = counts[counts > 0] / len(symbols)
+    return float(-(shares * np.log2(shares)).sum())
+
+
 # Whole bytes as they are.
 
 
@@ -325,9 +332,9 @@ def _join_sparse(content: Content, read: Read) -> np.ndarray:
 
 # Integers of which most are zero, as Deep Compression stores them (Han et al. 2016, figure 2): each
 # other one with the distance from the one before it. Where that is more than five bits can say, or
-# a byte in layers that are sparser still, a zero is stored as a filler.
+# more than a byte can if this takes fewer bits, a zero is stored as a filler.
 
-_FARTHEST, _FARTHEST_IN_SPARSER = 32, 254
+_FARTHEST = (32, 254)
 
 
 def _kinds_of_relative(content: Content) -> list[str]:
@@ -342,16 +349,23 @@ def _split_relative(raw: np.ndarray, content: Content) -> list[Plane] | None:
     at = np.flatnonzero(symbols != centre)
     if not 0 < len(at) < len(symbols) // 2:
         return None
-    distances = np.diff(at, prepend=0)
-    farthest = _FARTHEST if 2 * distances.mean() <= _FARTHEST else _FARTHEST_IN_SPARSER
+    ways = [_entries(np.diff(at, prepend=0), symbols[at], centre, one) for one in _FARTHEST]
+    gaps, values = min(ways, key=lambda way: len(way[0]) * sum(map(entropy, way)))
+    head = np.frombuffer(bytes([centre]) + len(gaps).to_bytes(4, "little"), np.uint8)
+    shape = _flat(len(gaps))
+    return [_whole(head), Plane(gaps, shape, _mode(gaps)), _nonzero(values, centre)]
+
+
+def _entries(
+    distances: np.ndarray, others: np.ndarray, centre: int, farthest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distances and the symbols of all entries, uint8 both."""
     fillers = np.maximum(distances - 1, 0) // farthest
     ends = np.cumsum(fillers + 1) - 1
     gaps = np.full(int(ends[-1]) + 1, farthest, np.uint8)
     values = np.full(len(gaps), centre, np.uint8)
-    gaps[ends], values[ends] = distances - farthest * fillers, symbols[at]
-    head = np.frombuffer(bytes([centre]) + len(gaps).to_bytes(4, "little"), np.uint8)
-    shape = _flat(len(gaps))
-    return [_whole(head), Plane(gaps, shape, _mode(gaps)), _nonzero(values, centre)]
+    gaps[ends], values[ends] = distances - farthest * fillers, others
+    return gaps, values
 
 
 def _nonzero(values: np.ndarray, centre: int) -> Plane:

@@ -13,7 +13,7 @@ from penjing.container import arithmetic, huffman
 from penjing.container.arithmetic import Memory
 from penjing.container.contexts import Shape
 from penjing.container.damage import DamageError
-from penjing.container.planes import VIEWS, WHOLE, Content, Plane, View
+from penjing.container.planes import VIEWS, WHOLE, Content, Plane, View, entropy
 
 Coder = Literal["arithmetic", "huffman"]
 
@@ -182,11 +182,7 @@ def _encode_plane(
 
 def _worth_modelling(plane: Plane, kind: str) -> bool:
     """Whether its symbols are anything but uniformly random, as the last bits of floats are."""
-    if kind == WHOLE or not len(plane.symbols):
-        return False
-    counts = np.bincount(plane.symbols)
-    shares = counts[counts > 0] / len(plane.symbols)
-    return float(-(shares * np.log2(shares)).sum()) < _RANDOM
+    return kind != WHOLE and len(plane.symbols) > 0 and entropy(plane.symbols) < _RANDOM
 
 
 def _worth_lzma(data: bytes, best: int) -> bool:
