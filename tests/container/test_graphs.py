@@ -75,6 +75,15 @@ def test_what_is_written_in_another_way_has_no_short_form():
     assert lengths.shorten(longer, size + 1) is None
 
 
+def test_graphs_are_mixed_where_that_is_a_part_of_the_file_to_speak_of():
+    rng = np.random.default_rng(0)
+    coders = []
+    for number in (1000, 1_000_000):
+        weights = numpy_helper.from_array(rng.integers(0, 256, number).astype(np.uint8), "w")
+        coders.append(format.decode(format.encode(graph([weights]), "arithmetic")).skeleton_coder)
+    assert coders == ["mixed", "lzma"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_lengthened_or_refused(data):

@@ -29,6 +29,8 @@ _DIGEST = {1: 16, 2: 8}
 """Bytes of the digest, by version."""
 _MOST_MIXED = 1 << 13
 """Bytes of a graph's short form that are mixed, which takes about a second, at most."""
+_WORTH = 2000
+"""It is worth that second where it saves one byte in so many."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +100,30 @@ def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     skeleton = wire.cut(data, spans)
     memory: Memory = {}
     seed = zlib.crc32(skeleton)
-    out = [_encode_skeleton(skeleton, len(data))]
+    coded = []
     for members in _groups(spans, VERSION):
         joined = b"".join(data[span.start : span.start + span.size] for span in members)
-        out.append(streams.encode(joined, _content(members), coder, memory, seed))
-    return b"".join(out)
+        coded.append(streams.encode(joined, _content(members), coder, memory, seed))
+    weights = b"".join(coded)
+    graph = bytes([_PARTS]) + number(len(skeleton)) + _sized(streams.compress_skeleton(skeleton))
+    spare = len(graph) - len(weights) // _WORTH
+    if spare > 0 and len(mixed := _mix_skeleton(skeleton, len(data))) < spare:
+        graph = mixed or graph
+    return graph + weights
 
 
 @functools.lru_cache(maxsize=1)
-def _encode_skeleton(skeleton: bytes, size: int) -> bytes:
-    """The layout, the sizes and the code of the ``skeleton`` of an ONNX file of ``size`` bytes; the last
-    is kept, because a search packs one graph with many weights."""
-    coded = streams.compress_skeleton(skeleton)
-    best = bytes([_PARTS]) + number(len(skeleton)) + number(len(coded)) + coded
+def _mix_skeleton(skeleton: bytes, size: int) -> bytes:
+    """The layout, the sizes and the code of the ``skeleton`` of an ONNX file of ``size`` bytes; nothing
+    where it cannot be mixed. The last is kept: a search packs one graph with many weights."""
     short = lengths.shorten(skeleton, size)
-    if short and len(short) <= _MOST_MIXED:
-        coded = mixing.compress(short)
-        mixed = bytes([_MIXED]) + number(len(short)) + number(len(coded)) + coded
-        best = min(best, mixed, key=len)
-    return best
+    if not short or len(short) > _MOST_MIXED:
+        return b""
+    return bytes([_MIXED]) + number(len(short)) + _sized(mixing.compress(short))
+
+
+def _sized(coded: bytes) -> bytes:
+    return number(len(coded)) + coded
 
 
 def decode(data: bytes, most: int = LARGEST) -> Container:
