@@ -6,9 +6,9 @@
 The integers are those of container.py. nncodec codes them as it does weights that are already
 integers: one stream a tensor, no dependent quantization, its parameter optimization on, without the
 headers of its units. zstd -19 and xz -9 get all weights of a net as one file, a byte each. Speed is
-that of decoding, in weights a second of one thread's processor time; for ours that of unpacking the
-whole file, nncodec's is of its decoder alone. Where Huffman coding would not pay, the file is one LZMA
-block, and its figures are of that.
+that of decoding, in weights a second of one thread's processor time, the median of five runs; for ours
+that of unpacking the whole file, nncodec's is of its decoder alone. Where Huffman coding would not pay,
+the file is one LZMA block, and its figures are of that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import results
-from container import Layers, bits_per_weight, onnx_file, order0, row, timed, works
+from container import RUNS, Layers, bits_per_weight, onnx_file, order0, row, timed, works
 from penjing.container import pack, unpack
 
 try:
@@ -36,15 +36,14 @@ UNARY_LENGTH = 11
 
 def nncodec_bits_and_speed(layers: Layers) -> tuple[float, float]:
     """Bits a weight, and weights decoded a second; checks that they come back."""
-    coded, seconds = 0, 0.0
-    for weights, _ in layers:
-        stream = _nncodec_encode(weights.astype(np.int32))
-        decoded, took = timed(lambda s=stream, w=weights: _nncodec_decode(s, w.shape))
-        if not np.array_equal(decoded, weights):
-            raise SystemExit("nncodec did not give the weights back")
-        coded, seconds = coded + len(stream), seconds + took
-    count = sum(weights.size for weights, _ in layers)
-    return 8 * coded / count, count / seconds
+    all_weights = [weights for weights, _ in layers]
+    streams = [_nncodec_encode(weights.astype(np.int32)) for weights in all_weights]
+    pairs = list(zip(streams, all_weights, strict=True))
+    decoded, seconds = timed(lambda: [_nncodec_decode(s, w.shape) for s, w in pairs], RUNS)
+    if not all(map(np.array_equal, decoded, all_weights)):
+        raise SystemExit("nncodec did not give the weights back")
+    count = sum(weights.size for weights in all_weights)
+    return 8 * sum(map(len, streams)) / count, count / seconds
 
 
 def _unused() -> list:
@@ -76,7 +75,7 @@ def ours(layers: Layers, coder: str, folder: Path) -> tuple[float, float]:
     source, packed, back = (folder / name for name in ("m.onnx", "m.penjing", "b.onnx"))
     source.write_bytes(onnx_file(layers))
     pack(source, packed, coder)
-    _, seconds = timed(lambda: unpack(packed, back))
+    _, seconds = timed(lambda: unpack(packed, back), RUNS)
     if back.read_bytes() != source.read_bytes():
         raise SystemExit("the file did not come back bit for bit")
     return bits_per_weight(packed), sum(weights.size for weights, _ in layers) / seconds
