@@ -320,7 +320,7 @@ class _Histograms:
         self.sets = sets
         self.smooth = smooth
         self.inherited = inherited
-        self.counts: Left = {}
+        self.counts: dict[int, np.ndarray] = {}
         self.seen = np.zeros(len(sets) * _OF_SET, np.int64)
 
     def numbers(self, context: int) -> np.ndarray:
@@ -335,7 +335,7 @@ class _Histograms:
 
     def learn(self, context: int, indices: np.ndarray) -> None:
         counts, number = self.counts[context], len(indices)
-        if len(counts) == 2:
+        if len(counts) == 2:  # of flags and parities, bincount would be half the time
             ones = np.count_nonzero(indices)
             counts[0] += _SEEN * (number - ones)
             counts[1] += _SEEN * ones

@@ -106,10 +106,9 @@ def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
         coded.append(streams.encode(joined, _content(members), coder, memory, seed))
     weights = b"".join(coded)
     graph = bytes([_PARTS]) + number(len(skeleton)) + _sized(streams.compress_skeleton(skeleton))
-    spare = len(graph) - len(weights) // _WORTH
-    if spare > 0 and len(mixed := _mix_skeleton(skeleton, len(data))) < spare:
-        graph = mixed or graph
-    return graph + weights
+    most = len(graph) - len(weights) // _WORTH
+    mixed = _mix_skeleton(skeleton, len(data)) if most > 0 else b""
+    return (mixed if 0 < len(mixed) < most else graph) + weights
 
 
 @functools.lru_cache(maxsize=1)

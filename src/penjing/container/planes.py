@@ -349,7 +349,8 @@ def _split_relative(raw: np.ndarray, content: Content) -> list[Plane] | None:
     at = np.flatnonzero(symbols != centre)
     if not 0 < len(at) < len(symbols) // 2:
         return None
-    ways = [_entries(np.diff(at, prepend=0), symbols[at], centre, one) for one in _FARTHEST]
+    distances = np.diff(at, prepend=0)
+    ways = [_entries(distances, symbols[at], centre, one) for one in _FARTHEST]
     gaps, values = min(ways, key=lambda way: len(way[0]) * sum(map(entropy, way)))
     head = np.frombuffer(bytes([centre]) + len(gaps).to_bytes(4, "little"), np.uint8)
     shape = _flat(len(gaps))
