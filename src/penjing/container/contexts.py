@@ -284,7 +284,8 @@ class Kernels:
     def expect(self, position: int, some: np.ndarray | None = None) -> np.ndarray:
         """int32 [rows, channels], or at the indices ``some`` of these: expected values in units of
         1 / 64."""
-        expected = np.zeros_like(_at(self.values[0], some))  # below 8 * 64 * 32 * 255
+        shape = self.values.shape[1:] if some is None else some.shape
+        expected = np.zeros(shape, np.int32)  # below 8 * 64 * 32 * 255
         for other, weight in self._weights(position):
             expected += weight * _at(self.values[other], some)
         return expected
