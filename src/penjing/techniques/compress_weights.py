@@ -16,10 +16,10 @@ from penjing.errors import PenjingError
 from penjing.layers import IntegerWeights, Layer
 from penjing.quantization import rate_distortion, rate_distortion_sensitivity, statistics
 from penjing.quantization.grids import WeightQuantizer
-from penjing.quantization.output_correction import correct_outputs
+from penjing.quantization.output_correction import correct_outputs, sharpen
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
-from penjing.quantization.statistics import LayerStatistics
+from penjing.quantization.statistics import LayerStatistics, evaluating
 from penjing.tasks import Task, evaluate
 from penjing.techniques.technique import Technique, apply
 
@@ -34,7 +34,8 @@ class CompressWeights(Technique):
 
     Batch norms are folded first. One number, the distortion that every weight may do, gives all
     layers their steps from their sensitivities; it is given, or found for a size or a score. Biases
-    then give the outputs their means back, steps their spread. Activations stay in float.
+    then give the outputs their means back, steps their spread and the answers their sharpness.
+    Activations stay in float.
 
     After training the integers of a row depend on one another (trellis-coded quantization), which the
     container makes use of. In training they do not: rounding lets gradients pass and the steps learn.
@@ -88,8 +89,8 @@ class CompressWeights(Technique):
             model, found, batches[:-1] or batches, classifies=task.custom_loss is None
         )
         outputs = statistics.collect(model, found, [some], moments=False)
-        self._search = _Search(layers.copied(model), task, known, outputs, some)
-        self._search.refine(self._search.distortion(self, roughly=True), batches[-1])
+        self._search = _Search(layers.copied(model), task, known, outputs, some, batches[-1])
+        self._search.refine(self._search.distortion(self, roughly=True))
         self._choose(model, dependent=True)
 
     def step(self, model: nn.Module, progress: float) -> None:
@@ -125,7 +126,8 @@ def compress_weights(model: nn.Module, task: Task, **settings: object) -> nn.Mod
 
 class _Search:
     """Finds the distortion that meets an aim, on copies of the folded ``model``; the integers are
-    ``dependent`` or not."""
+    ``dependent`` or not. ``outputs`` are statistics of ``images``; no sensitivity in ``known`` is from
+    the ``unseen`` ones."""
 
     def __init__(
         self,
@@ -134,9 +136,13 @@ class _Search:
         known: dict[str, Sensitivity],
         outputs: dict[str, LayerStatistics],
         images: Tensor,
+        unseen: Tensor,
     ) -> None:
         self.model, self.task, self.known = model, task, known
-        self.outputs, self.images = outputs, images
+        self.outputs, self.images, self.unseen = outputs, images, unseen
+        self.classifies = task.custom_loss is None
+        with evaluating(model):
+            self.expected = model(unseen.contiguous())
         self.dependent = False
         self.found = 2.0**rate_distortion.FIRST
         self.last: tuple[tuple[float, bool], dict[str, GridWeights]] | None = None
@@ -150,7 +156,7 @@ class _Search:
             self.last = key, chosen
         return self.last[1]
 
-    def refine(self, distortion: float, images: Tensor) -> None:
+    def refine(self, distortion: float) -> None:
         """Correct the sensitivities by measurements at ``distortion``."""
         found = layers.compressible(self.model)
         chosen = self.chosen(distortion)
@@ -163,8 +169,8 @@ class _Search:
                 name: rate_distortion.predicted(found[name], known, chosen[name])
                 for name, known in self.known.items()
             },
-            images,
-            classifies=self.task.custom_loss is None,
+            self.unseen,
+            classifies=self.classifies,
         )
         self.last = None
 
@@ -244,6 +250,8 @@ class _Search:
                 quantizers[layer] = quantizer
             layers.set_original(layer, "weight", start)
         correct_outputs(model, quantizers, found, self.outputs, self.images)
+        if self.classifies:
+            sharpen(model, quantizers, found, self.unseen, self.expected)
 
 
 def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion: float) -> None:
