@@ -67,7 +67,8 @@ def curves(
     diverge less than ``divergence``; none where nncodec is not installed."""
     if nncodec is None:
         return []
-    return [_curve(model, judge, size, divergence, search) for search in (True, False)]
+    found = [_curve(model, judge, size, divergence, search) for search in (True, False)]
+    return [one for one in found if one.sizes]
 
 
 def _curve(
