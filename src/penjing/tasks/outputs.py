@@ -1,0 +1,64 @@
+"""What a model returns, whatever its form: one tensor, or tensors in dicts, tuples and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from penjing.errors import PenjingError
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors in ``output``, in the order in which ``torch.export`` numbers them.
+
+    Other values (None, numbers, strings) are passed over.
+
+    Raises:
+        PenjingError: there is no tensor in it.
+    """
+    found = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+    if not found:
+        raise PenjingError(
+            f"the model returns a {type(output).__name__} without a tensor; expected a tensor, or a "
+            "dict, tuple or list of tensors: change what its forward returns."
+        )
+    return found
+
+
+def like(output: Any, values: Sequence[Tensor]) -> Any:
+    """``values`` in the form of ``output``: each takes the place of one of ``tensors(output)``.
+
+    Raises:
+        PenjingError: their number differs.
+    """
+    leaves, form = tree_flatten(output)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if len(places) != len(values):
+        raise PenjingError(
+            f"{len(values)} outputs were found, expected the {len(places)} that the model returns."
+        )
+    for place, value in zip(places, values, strict=True):
+        leaves[place] = value
+    return tree_unflatten(leaves, form)
+
+
+def concatenated(outputs: Sequence[Any]) -> Any:
+    """One output for all images of the batches that gave ``outputs``, in the form of the first.
+
+    Tensors are joined along their first axis; those without axes, one number a batch, are stacked.
+    """
+    columns = zip(*(tensors(output) for output in outputs), strict=True)
+    joined = [torch.cat(c) if c[0].dim() else torch.stack(c) for c in columns]
+    return like(outputs[0], joined)
+
+
+def logits(output: Any) -> Tensor:
+    """The tensor that a classifier is judged by: the first of ``output``.
+
+    Nets with auxiliary heads (GoogLeNet, Inception) return it first, in training too.
+    """
+    return tensors(output)[0]
