@@ -6,7 +6,7 @@ import torch
 from penjing.errors import PenjingError
 from penjing.tasks import outputs
 
-Pair = namedtuple("Pair", "logits aux")  # noqa: PYI024
+Pair = namedtuple("Pair", "logits aux")
 A, B = torch.zeros(2, 3), torch.ones(2, 1)
 
 
