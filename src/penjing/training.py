@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from penjing import layers
 from penjing.errors import PenjingError
-from penjing.tasks import Task, evaluate
+from penjing.tasks import Task, evaluate, outputs
 from penjing.techniques.distill import Distill, DistillationLoss
 from penjing.techniques.technique import Technique
 
@@ -420,10 +420,10 @@ class _Run:
             batch = batch.contiguous(memory_format=torch.channels_last)
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=_has_bfloat16(self.device)):
-            output = self.model(batch)
-            loss = self.task.loss(output.float(), target, self.settings.label_smoothing)
+            output = outputs.as_floats(self.model(batch))
+            loss = self.task.loss(output, target, self.settings.label_smoothing)
             if self.distillation is not None:
-                loss = self.distillation(batch, output.float(), loss)
+                loss = self.distillation(batch, output, loss)
             for technique in self.techniques:
                 loss = loss + technique.penalty()
         value = float(loss.detach())

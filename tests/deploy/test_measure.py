@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from penjing.deploy import measure
 from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.deploy.export import export
 from penjing.errors import PenjingError
-from penjing.tasks import Task, evaluate
+from penjing.tasks import Task, evaluate, outputs, outputs_of
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,35 @@ def test_memory_of_a_broken_file(tmp_path: Path) -> None:
 
 def test_the_score_is_that_of_pytorch(net: nn.Module, task: Task, file: Path) -> None:
     assert measure.score(file, task, "validation") == evaluate(net, task, "validation")
+
+
+class Forms(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.linear = form, nn.Linear(3, 10)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.linear(x.mean((2, 3)))
+        return {"dict": {"z": y, "a": x.mean()}, "list": [y], "logit": y[:, 0]}[self.form]
+
+
+@pytest.mark.parametrize("form", ["dict", "list", "logit"])
+def test_a_file_is_scored_in_the_form_of_its_model(form: str, task: Task, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, forms = Forms(form).eval(), []
+
+    def score(output: Any, target: torch.Tensor) -> float:
+        forms.append(type(output))
+        return float(outputs.logits(output).sum())
+
+    own = replace(task, custom_loss=lambda o, y: y.sum(), custom_score=score)
+    export(net, task.example, tmp_path / "net.onnx")
+    form_of = outputs_of(net, task.batches("train", 1, limit=1))[0]
+    found = measure.score(tmp_path / "net.onnx", own, "validation", form=form_of)
+    assert found == pytest.approx(evaluate(net, own, "validation"), rel=1e-4)
+    assert forms[0] is forms[1] is type(form_of)
+    agreed = measure.agreement(net, tmp_path / "net.onnx", task.calibration(32))
+    assert agreed.top1 == 1.0 and agreed.max_error < 1e-5
 
 
 def test_agreement(net: nn.Module, task: Task, file: Path) -> None:

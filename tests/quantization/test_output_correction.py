@@ -61,6 +61,35 @@ def test_answers_get_their_sharpness_back() -> None:
     assert divergence(after, expected) <= least + 1e-6
 
 
+@pytest.mark.parametrize("form", ["logit", "dict"])
+def test_one_logit_gets_its_sharpness_back(form: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 1)).eval()
+    model = net if form == "logit" else Wrapped(net)
+    images = torch.randn(64, 3, 2, 2)
+    with torch.no_grad():
+        expected = model(images)
+        net[1].weight.mul_(0.7)
+        net[1].bias.mul_(0.7)
+    quantizer = WeightQuantizer(torch.tensor([0.05]), 8)
+    parametrize.register_parametrization(net[1], "weight", quantizer, unsafe=True)
+    with torch.no_grad():
+        before = net(images)
+    sharpen(model, {net[1]: quantizer}, layers.compressible(model), images, expected)
+    with torch.no_grad():
+        gain = float(net(images).norm() / before.norm())
+    assert gain == pytest.approx(1 / 0.7, rel=0.05)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logit": self.net(x), "mean": x.mean()}
+
+
 def test_only_logits_are_sharpened() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh()).eval()

@@ -1,4 +1,5 @@
 import math
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from torch import nn
 
 from penjing import tasks
 from penjing.errors import PenjingError
+
+Named = namedtuple("Named", "z aux")
 
 
 def make_task(count: int = 100, **options) -> tasks.Task:
@@ -150,6 +153,95 @@ def test_check_accepts_a_model_that_fits():
 def test_check_refuses_a_model_that_does_not(model, message):
     with pytest.raises(PenjingError, match=message):
         make_task().check(model)
+
+
+class Formed(nn.Module):
+    """Returns four class scores in one of the forms in which models return them."""
+
+    def __init__(self, form: str):
+        super().__init__()
+        self.form, self.linear = form, nn.Linear(3, 4)
+
+    def forward(self, x):
+        y = self.linear(x.mean((2, 3)))
+        return {
+            "tensor": y,
+            "dict": {"z": y, "a": x.mean()},
+            "tuple": (y, x.mean((2, 3))),
+            "list": [y],
+            "named": Named(y, None),
+            "auxiliary head": (y, 2 * y) if self.training else y,
+        }[self.form]
+
+
+@pytest.mark.parametrize("form", ["tensor", "dict", "tuple", "list", "named", "auxiliary head"])
+def test_a_model_is_scored_in_whatever_form_it_returns_its_logits(form):
+    torch.manual_seed(0)
+    task, model = make_task(), Formed(form).eval()
+    task.check(model)
+    x, y = next(task.batches("train", 81))
+    best = model.linear(x.mean((2, 3))).argmax(1)
+    assert tasks.evaluate(model, task, "train", batch_size=9) == float((best == y).double().mean())
+    found, _ = tasks.outputs_of(model, task.batches("train", 9))
+    assert type(found) is type(model(x))
+
+
+def test_own_loss_and_score_get_what_the_model_returns():
+    seen = []
+
+    def loss(output, target):
+        seen.append(("loss", type(output), list(output)))
+        return output["z"].sum()
+
+    def score(output, target):
+        seen.append(("score", type(output), list(output)))
+        return float(output["a"].sum())
+
+    make_task(loss=loss, score=score).check(Formed("dict"))
+    assert seen == [("score", dict, ["z", "a"]), ("loss", dict, ["z", "a"])]
+
+
+def one_value_a_channel() -> nn.Module:
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(0), nn.Unflatten(0, (1, 6)), nn.BatchNorm1d(6),
+        nn.Flatten(0), nn.Unflatten(0, (2, 3)), nn.Linear(3, 4),
+    )  # fmt: skip
+
+
+def test_check_runs_the_model_in_training_mode():
+    model = one_value_a_channel().eval()
+    before = [value.clone() for value in model.state_dict().values()]
+    with pytest.raises(PenjingError, match=r"does not run in training mode .*more than 1 value"):
+        make_task().check(model)
+    assert not model.training
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    norm = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    make_task().check(norm)
+    assert not norm[0].running_mean.any() and norm.training
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        (
+            {"loss": lambda o, y: o[:, 0].sum()},
+            r"loss does not take .* a tuple of \[2, 4\], \[2, 4\]",
+        ),
+        ({"loss": lambda o, y: o[0].sum(1)}, r"loss gives a tensor \[2\], expected one number"),
+        ({"loss": lambda o, y: 3.0}, "loss gives 3.0, expected"),
+        ({"score": lambda o, y: o.logits}, r"score does not take what the model returns, \[2, 4\]"),
+    ],
+)
+def test_check_names_the_loss_or_score_that_does_not_fit(judged, message):
+    with pytest.raises(PenjingError, match=message):
+        make_task(**judged).check(Formed("auxiliary head"))
+
+
+def test_check_leaves_random_numbers_alone():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Dropout())
+    state = torch.get_rng_state()
+    make_task().check(model)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_missing_split_is_named():

@@ -89,6 +89,36 @@ def test_whole_loss(task):
     assert not student.fine._forward_hooks and not teacher.coarse._forward_hooks
 
 
+class Heads(nn.Module):
+    """Class maps, and two values an image; an auxiliary head while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.values = nn.Conv2d(1, 3, 1), nn.Linear(64, 2)
+
+    def forward(self, x):
+        heads = {"maps": self.maps(x), "values": self.values(x.flatten(1))}
+        return heads | {"aux": 2 * heads["maps"]} if self.training else heads
+
+
+def test_several_outputs_are_added_up():
+    torch.manual_seed(0)
+    x, y = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 1), np.uint8), np.arange(60) % 3
+    task = from_arrays(x, y, loss=lambda o, y: o["maps"].mean(), score=lambda o, y: 0.0)
+    student, teacher = Heads().train(), Heads().eval()
+    loss = DistillationLoss(student, teacher, task, Distill(temperature=2.0, weight=1.0))
+    batch = torch.randn(5, 1, 8, 8)
+    found, expected = student(batch), teacher(batch)
+    all_images = torch.cat([images for images, _ in task.batches("train")])
+    spread = teacher(all_images)["values"].var(correction=0)
+    pixels = [out["maps"].movedim(1, -1).reshape(-1, 3) for out in (found, expected)]
+    wanted = soft_loss(*pixels, 2.0)
+    wanted = wanted + F.mse_loss(found["values"], expected["values"]) / spread
+    torch.testing.assert_close(loss(batch, found, torch.tensor(7.0)), wanted)
+    with pytest.raises(PenjingError, match="for the same classes"):
+        DistillationLoss(nn.Conv2d(1, 3, 1), teacher, task, Distill())
+
+
 def test_auto_pairs_by_resolution_when_no_names_agree(task):
     teacher = nn.Sequential(
         nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(80, 3)

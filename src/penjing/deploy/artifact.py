@@ -19,7 +19,7 @@ from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.deploy.export import export
 from penjing.layers import CodebookWeights, IntegerWeights
 from penjing.profiling import LayerProfile, profile
-from penjing.tasks import Task
+from penjing.tasks import Task, outputs_of
 
 CALIBRATION = 128
 """Training images for the ranges of the exported graph and the comparison with PyTorch."""
@@ -101,6 +101,7 @@ def build(
     agreement = measure.agreement(model, path, batches)
     if finish:
         export(model, task.example, path, calibration=batches, finish=finish)
+    form = outputs_of(model, task.batches("train", 1, limit=1))[0]
     costs = profile(model, task.example)
     card = Card(
         name=str((recipe or {}).get("name", type(model).__name__)),
@@ -109,7 +110,7 @@ def build(
         macs=costs.macs,
         onnx_bytes=path.stat().st_size,
         packed_bytes=container.pack(path, packed),
-        **_measurements(task, path, split, reference),
+        **_measurements(task, path, split, reference, form),
         export_max_error=agreement.max_error,
         export_top1_agreement=agreement.top1,
         figures=figures(path) if figures else {},
@@ -127,7 +128,9 @@ def write(card: Card, folder: Path) -> None:
     (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _measurements(task: Task, path: Path, split: str, reference: Path | None) -> dict[str, Any]:
+def _measurements(
+    task: Task, path: Path, split: str, reference: Path | None, form: Any
+) -> dict[str, Any]:
     timed = measure.latency([path, *([reference] if reference else [])])
     return {
         "latency_ms": timed[0].median_ms,
@@ -135,7 +138,7 @@ def _measurements(task: Task, path: Path, split: str, reference: Path | None) ->
         "latency_p90_ms": timed[0].p90_ms,
         "reference_latency_ms": timed[1].median_ms if reference else None,
         "peak_rss_bytes": measure.peak_rss(path),
-        "score": measure.score(path, task, split),
+        "score": measure.score(path, task, split, form=form),
         "split": split,
         "kernels": dict(runtime.kernels(path)),
     }

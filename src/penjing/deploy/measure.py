@@ -22,6 +22,8 @@ from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.deploy.timing import Latency, time_calls
 from penjing.errors import PenjingError
 from penjing.tasks import Task
+from penjing.tasks import outputs as tasks_outputs
+from penjing.tasks.divergence import columns
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,36 @@ def peak_rss(path: str | Path) -> int:
     return int(result.stdout)
 
 
-def score(path: str | Path, task: Task, split: str, limit: int | None = None) -> float:
-    """``task.score`` of the deployed file over ``split``, or over its first ``limit`` images."""
-    return float(task.score(*outputs(path, task, split, limit)))
+def score(
+    path: str | Path, task: Task, split: str, limit: int | None = None, *, form: Any = None
+) -> float:
+    """``task.score`` of the deployed file over ``split``, or over its first ``limit`` images.
+
+    Args:
+        form: an output of the model that the file was made of; the task's score is given the
+            file's output in its form.
+    """
+    return float(task.score(*outputs(path, task, split, limit, form=form)))
 
 
 def outputs(
-    path: str | Path, task: Task, split: str, limit: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """What the deployed file gives over ``split``, and the targets, both ``[N, ...]``."""
+    path: str | Path, task: Task, split: str, limit: int | None = None, *, form: Any = None
+) -> tuple[Any, Tensor]:
+    """What the deployed file gives over ``split``, and the targets ``[N, ...]``.
+
+    Args:
+        form: as in ``score``; without it a tensor, or a tuple where the file has several outputs.
+    """
     opened = runtime.session(path)
-    found: list[list[np.ndarray]] = []
-    targets: list[Tensor] = []
+    found, targets = [], []
     for images, target in task.batches(split, limit=limit):  # type: ignore[arg-type]
-        found.append(opened.run(None, runtime.feed(opened, images.numpy())))
+        values = _tensors(opened.run(None, runtime.feed(opened, images.numpy())))
+        if form is not None:
+            found.append(tasks_outputs.like(form, values))
+        else:
+            found.append(values[0] if len(values) == 1 else tuple(values))
         targets.append(target)
-    columns = [torch.from_numpy(np.concatenate(c)) for c in zip(*found, strict=True)]
-    output = columns[0] if len(columns) == 1 else tuple(columns)
-    return output, torch.cat(targets)  # type: ignore[return-value]
+    return tasks_outputs.concatenated(found), torch.cat(targets)
 
 
 def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> Agreement:
@@ -94,9 +108,9 @@ def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> 
     worst, same = 0.0, []
     for batch in batches:
         expected = _expected(model, batch)
-        found = [torch.from_numpy(o) for o in opened.run(None, runtime.feed(opened, batch.numpy()))]
+        found = _tensors(opened.run(None, runtime.feed(opened, batch.numpy())))
         worst = max([worst, *(_difference(e, f) for e, f in zip(expected, found, strict=True))])
-        same.append((expected[0].argmax(1) == found[0].argmax(1)).flatten())
+        same.append((_best(expected[0]) == _best(found[0])).flatten())
     return Agreement(worst, float(torch.cat(same).double().mean()))
 
 
@@ -151,9 +165,17 @@ def _expected(model: nn.Module, batch: Tensor) -> list[Tensor]:
     with torch.no_grad():
         output = model.eval()(batch)
     model.train(training)
-    if isinstance(output, Tensor):
-        return [output]
-    return list(output.values() if isinstance(output, dict) else output)
+    return tasks_outputs.tensors(output)
+
+
+def _tensors(values: Sequence[np.ndarray]) -> list[Tensor]:
+    # A runtime gives numbers of no axis as NumPy's scalars.
+    return [torch.from_numpy(np.asarray(value)) for value in values]
+
+
+def _best(scores: Tensor) -> Tensor:
+    """The class with the largest score; of one logit, whether it is above 0."""
+    return columns(scores).argmax(dim=1)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

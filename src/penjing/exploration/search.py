@@ -30,7 +30,7 @@ from penjing.exploration.budget import SECONDS, Budget, describe, parse_quantity
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.study import BASELINE, Contribution, Point, Study
 from penjing.recipe import Recipe, compress, identity
-from penjing.tasks import Task
+from penjing.tasks import Task, outputs_of
 from penjing.training import seconds_per_epoch
 
 TRAINED_UNTIL = 0.55  # of the time: quick trainings
@@ -94,6 +94,7 @@ class _Search:
         self, model: nn.Module, task: Task, study: Study, limit_s: float, progress: bool
     ) -> None:
         self.model = copy.deepcopy(model).eval()
+        self.form = outputs_of(self.model, task.batches("train", 1, limit=1))[0]
         self.task, self.study, self.limit_s = task, study, limit_s
         self.before_s, self.start = study.elapsed_s, clock.monotonic()
         self.bar = Progress(
@@ -278,7 +279,7 @@ class _Search:
             self.say(f"finishing {point.name}")
             if self.task.has_test and point.test_score is None:
                 file = self.study.folder / point.folder / "model.onnx"
-                point.test_score = measure.score(file, self.task, "test")
+                point.test_score = measure.score(file, self.task, "test", form=self.form)
                 point.test_drop = (self.study.baseline.test_score or 0.0) - point.test_score
             if point.candidate and not point.contributions:
                 point.contributions = self.contributions(point)

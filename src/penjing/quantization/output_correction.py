@@ -14,7 +14,7 @@ either.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from penjing.quantization.statistics import (
     hooked,
     per_channel,
 )
+from penjing.tasks import outputs
+from penjing.tasks.divergence import columns
 
 LARGEST_GAIN = 2.0
 HALVINGS = 20
@@ -75,25 +77,27 @@ def sharpen(
     quantizers: dict[nn.Module, WeightQuantizer],
     found: dict[str, Layer],
     images: Tensor,
-    expected: Tensor,
+    expected: Any,
 ) -> None:
     """Scale the logits of ``model``, in place, so that its answers diverge least from ``expected``:
-    the logits ``[N, ..., classes]`` that it should give for ``images``, best of which no statistic has
-    seen. Their order stays.
+    the output that it should give for ``images``, best of which no statistic has seen. Its first
+    tensor holds the logits ``[N, classes]``, or one logit ``[N]`` or ``[N, 1]``. Their order stays.
 
     Does nothing where no layer's output, as it is, is the network's.
     """
-    outputs: dict[str, Tensor] = {}
+    wanted = outputs.logits(expected)
+    kept: dict[str, Tensor] = {}
 
     def keep(name: str, _layer: Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.numel() == expected.numel():
-            outputs[name] = output
+        if output.numel() == wanted.numel():
+            kept[name] = output
 
     with hooked(found, keep), evaluating(model):
-        logits = model(images.contiguous())
-    for name, output in outputs.items():
+        logits = outputs.logits(model(images.contiguous()))
+    for name, output in kept.items():
         if output.data_ptr() == logits.data_ptr():
-            layer, gain = found[name], logits.new_tensor([_sharpness(logits, expected)])
+            sharpness = _sharpness(columns(logits), columns(wanted))
+            layer, gain = found[name], logits.new_tensor([sharpness])
             _scale_weight(layer, quantizers[layer], gain.expand(len(layer.weight)))
             if layer.bias is not None:
                 layers.set_original(layer, "bias", layer.bias.detach() * gain)
@@ -102,11 +106,11 @@ def sharpen(
 def _sharpness(logits: Tensor, expected: Tensor) -> float:
     """The factor at which the divergence, convex in it, has no slope: the logits' mean is the same in
     the answers that are found and in those expected."""
-    wanted = (expected.softmax(-1) * logits).sum()
+    wanted = (expected.softmax(1) * logits).sum()
     low, high = -math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = ((math.exp(middle) * logits).softmax(-1) * logits).sum()
+        found = ((math.exp(middle) * logits).softmax(1) * logits).sum()
         low, high = (middle, high) if found < wanted else (low, middle)
     return math.exp(low)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from penjing.quantization.statistics import (
     hooked,
     per_channel,
 )
+from penjing.tasks import outputs
+from penjing.tasks.divergence import columns, of_scores
 
 PATCHES = 64
 """Input patches an image that the moments are taken of, about."""
@@ -76,9 +79,9 @@ def sensitivities(
     for name, one in seen.items():
         if name in wide:
             level = _level(moments[name])[:, 0]
-            outputs, columns = _outputs(wide[name]), moments[name].shape[-1]
-            gain = one.energy / (outputs * columns * level)
-            damped = _damped(moments[name], NOISE * columns / rows[name])
+            height, width = _outputs(wide[name]), moments[name].shape[-1]
+            gain = one.energy / (height * width * level)
+            damped = _damped(moments[name], NOISE * width / rows[name])
         else:
             gain = torch.ones_like(one.energy[:, 0, 0])
             damped = _damped(one.energy, NOISE * one.energy.shape[-1] / sum(map(len, batches)))
@@ -230,19 +233,27 @@ class _differentiable:  # noqa: N801
             tensor.requires_grad_(former)
 
 
-def _divergence(output: Tensor, expected: Tensor, classifies: bool) -> Tensor:
+def _divergence(output: Any, expected: Any, classifies: bool) -> Tensor:
     """Mean over the images, up to a constant factor."""
-    if not classifies:
-        return (output - expected).square().mean()
-    likely = expected.log_softmax(-1)
-    return (likely.exp() * (likely - output.log_softmax(-1))).sum(-1).mean()
+    if classifies:
+        return of_scores(outputs.logits(output), outputs.logits(expected)).mean()
+    pairs = zip(_floats(output), _floats(expected), strict=True)
+    return torch.stack([(one - other).square().mean() for one, other in pairs]).sum()
 
 
-def _surprise(output: Tensor, generator: torch.Generator, classifies: bool) -> Tensor:
+def _surprise(output: Any, generator: torch.Generator, classifies: bool) -> Tensor:
     """A loss whose gradient, squared, is on average the Fisher information of the answer."""
     if not classifies:
-        noise = torch.randn(output.shape, generator=generator, device=output.device)
-        return (output * noise).sum() / output.numel() ** 0.5
-    logits = output.flatten(0, -2)
+        return torch.stack([_noisy(one, generator) for one in _floats(output)]).sum()
+    logits = columns(outputs.logits(output))
     answer = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
     return F.cross_entropy(logits, answer, reduction="sum")
+
+
+def _noisy(output: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(output.shape, generator=generator, device=output.device)
+    return (output * noise).sum() / output.numel() ** 0.5
+
+
+def _floats(output: Any) -> list[Tensor]:
+    return [one for one in outputs.tensors(output) if one.is_floating_point()]

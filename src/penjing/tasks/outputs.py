@@ -62,3 +62,9 @@ def logits(output: Any) -> Tensor:
     Nets with auxiliary heads (GoogLeNet, Inception) return it first, in training too.
     """
     return tensors(output)[0]
+
+
+def as_floats(output: Any) -> Any:
+    """``output`` with every tensor of floats in float32, as losses expect it after autocast."""
+    found = tensors(output)
+    return like(output, [t.float() if t.is_floating_point() else t for t in found])

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PenjingError
+from penjing.tasks import divergence, outputs
 from penjing.tasks.augment import SHIFT
 from penjing.tasks.preprocessing import Preprocessing
 
 SplitName = Literal["train", "validation", "test"]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Score = Callable[[Tensor, Tensor], float]
+Loss = Callable[[Any, Tensor], Tensor]
+Score = Callable[[Any, Tensor], float]
+MISFITS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError)
+"""What models, losses and scores raise when they are given what they were not made for."""
+
+
+class Compared(NamedTuple):
+    """One tensor of an output in which two models are compared."""
+
+    tensor: Tensor
+    """Float ``[N, ...]``."""
+    scores: bool
+    """Whether it holds class scores, with the class axis 1; else it holds plain values."""
 
 
 class Split(Protocol):
@@ -56,9 +69,11 @@ class Task:
     """``train``, ``validation`` and, if there is one, ``test``."""
     seed: int = 0
     custom_loss: Loss | None = None
-    """``(output, target) -> scalar``; None is cross entropy."""
+    """``(output, target) -> scalar``, given the output exactly as the model returns it (a tensor, or
+    a dict, tuple or list of tensors); None is cross entropy."""
     custom_score: Score | None = None
-    """``(output, target) -> number``, higher is better; None is top-1 accuracy."""
+    """``(output, target) -> number``, higher is better, given the output of all images in the same
+    form; None is top-1 accuracy."""
 
     @property
     def has_test(self) -> bool:
@@ -120,14 +135,19 @@ class Task:
         """Model inputs float32 ``[n, C, H, W]`` of a fixed random choice of training images."""
         return [batch for batch, _ in self.batches("train", batch_size, limit=images)]
 
-    def loss(self, output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Scalar loss of the model's ``output`` ``[N, classes]`` for ``target`` int64 ``[N]``.
+    def loss(self, output: Any, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Scalar loss of what the model returns, in whatever form, for ``target``.
+
+        Without a custom loss: cross entropy of the first tensor of ``output``, class scores
+        ``[N, classes]`` (or, for two classes, one logit ``[N]`` or ``[N, 1]`` of the second), for
+        ``target`` int64 ``[N]``. A custom loss is given ``output`` as it is.
 
         Raises:
             PenjingError: label smoothing is asked of a custom loss.
         """
         if self.custom_loss is None:
-            return F.cross_entropy(output, target, label_smoothing=label_smoothing)
+            scores = divergence.columns(outputs.logits(output))
+            return F.cross_entropy(scores, target, label_smoothing=label_smoothing)
         if label_smoothing:
             raise PenjingError(
                 f"label_smoothing={label_smoothing} needs the task's own cross entropy, "
@@ -135,30 +155,137 @@ class Task:
             )
         return self.custom_loss(output, target)
 
-    def score(self, output: Tensor, target: Tensor) -> float:
-        """Score of all collected outputs ``[N, classes]``; higher is better, top-1 in [0, 1]."""
+    def score(self, output: Any, target: Tensor) -> float:
+        """Score of the output of all images, in the form in which the model returns it; higher is
+        better. Without a custom score: top-1 in [0, 1] of the tensor that ``loss`` takes."""
         if self.custom_score is not None:
             return float(self.custom_score(output, target))
-        return float((output.argmax(dim=1) == target).double().mean())
+        best = divergence.columns(outputs.logits(output)).argmax(dim=1)
+        return float((best == target).double().mean())
+
+    def compared(self, output: Any) -> list[Compared]:
+        """The tensors of ``output`` by which a model is compared with another one.
+
+        Without a custom loss the class scores alone. With one, every tensor of floats with an axis
+        of images, where class scores are told from plain values by what the task knows: its targets
+        are integers and have fewer axes than the tensor, whose axis 1 has one entry a class (or, for
+        two classes, one logit). One logit ``[N, 1, ...]`` becomes two columns.
+
+        Raises:
+            PenjingError: there is no such tensor.
+        """
+        if self.custom_loss is None:
+            return [Compared(divergence.columns(outputs.logits(output)).float(), True)]
+        found = []
+        for tensor in outputs.tensors(output):
+            if tensor.is_floating_point() and tensor.dim():
+                scores = self._holds_scores(tensor)
+                value = divergence.columns(tensor) if scores else tensor
+                found.append(Compared(value.float(), scores))
+        if not found:
+            raise PenjingError(
+                f"The model returns {_form(output)} without floats that one model could be compared "
+                "with another by; make its forward return its logits."
+            )
+        return found
+
+    def divergence(self, output: Any, expected: Any) -> Tensor:
+        """How far a model's ``output`` is from the output ``expected`` of the original, without
+        labels: one value an image, float ``[N]``, 0 where they are alike.
+
+        The sum over the tensors of ``compared``: for class scores the Kullback-Leibler divergence of
+        the softmax (the mean over the positions of a map), for values the mean squared difference
+        divided by the variance of the expected ones.
+        """
+        pairs = zip(self.compared(output), self.compared(expected), strict=True)
+        return torch.stack([_divergence(found, wanted) for found, wanted in pairs]).sum(dim=0)
 
     def check(self, model: nn.Module) -> None:
-        """Raise PenjingError when ``model`` does not take this task's input, or its output does not
-        have one column a class (not asked with a custom loss)."""
-        shape = list(self.example.shape)
+        """Raise PenjingError when ``model`` does not take this task's images, or the task's loss and
+        score do not take what the model returns.
+
+        The model runs on two images, in evaluation mode and, on a copy, in training mode.
+        """
+        images, target = self._two()
+        shape = [1, *images.shape[1:]]
         try:
-            output = outputs_of(model, iter([(self.example, torch.zeros(1))]))[0]
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            output = outputs_of(model, iter([(images, target)]))[0]
+        except (*MISFITS, AssertionError) as error:
             raise PenjingError(
-                f"The model does not take the task's input {shape} ({reason}); give the "
+                f"The model does not take the task's input {shape} ({_reason(error)}); give the "
                 "preprocessing (size, channels) that the model was trained with."
             ) from error
-        if self.custom_loss is None and output.shape != (1, len(self.classes)):
+        self._check_columns(output)
+        if self.custom_score is not None:
+            self._check_score(output, target)
+        self._check_training(model, images, target)
+
+    def _check_columns(self, output: Any) -> None:
+        if self.custom_loss is not None:
+            return
+        shape = outputs.logits(output).shape
+        one_logit = len(self.classes) == 2 and shape in ((2,), (2, 1))
+        if shape != (2, len(self.classes)) and not one_logit:
             raise PenjingError(
-                f"The model's output for one image has shape {list(output.shape)}, expected "
+                f"The model's output for one image has shape {[1, *shape[1:]]}, expected "
                 f"[1, {len(self.classes)}] for the data's {len(self.classes)} classes; load the "
                 f"model with num_classes={len(self.classes)} or use the data it was trained for."
             )
+
+    def _check_score(self, output: Any, target: Tensor) -> None:
+        try:
+            self.score(output, target)
+        except ValueError:
+            pass  # Scores such as the area under a curve need more than two images.
+        except MISFITS as error:
+            raise PenjingError(
+                f"The task's score does not take what the model returns, {_form(output)} "
+                f"({_reason(error)}); give a score(output, target) for this form."
+            ) from error
+
+    def _check_training(self, model: nn.Module, images: Tensor, target: Tensor) -> None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        devices = [device.index] if device.type == "cuda" and device.index is not None else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            try:
+                output = copy.deepcopy(model).train()(images.to(device))
+            except MISFITS as error:
+                raise PenjingError(
+                    f"The model does not run in training mode on two images of the task's input "
+                    f"{[2, *images.shape[1:]]} ({_reason(error)}); give larger images, or a model "
+                    "that can be trained."
+                ) from error
+            try:
+                loss = self.loss(output, target.to(device))
+            except MISFITS as error:
+                raise PenjingError(
+                    f"The task's loss does not take what the model returns in training mode, "
+                    f"{_form(output)} ({_reason(error)}); give a loss(output, target) for this form, "
+                    "or load the model without auxiliary heads."
+                ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise PenjingError(
+                f"The task's loss gives {found:.60}, expected one number, a tensor []."
+            )
+
+    def _two(self) -> tuple[Tensor, Tensor]:
+        images, target = next(self.batches("train", 2))
+        if len(images) == 1:
+            return torch.cat([images, images]), torch.cat([target, target])
+        return images, target
+
+    @cached_property
+    def _target(self) -> Tensor:
+        return next(self.batches("train", 1))[1]
+
+    def _holds_scores(self, tensor: Tensor) -> bool:
+        target, classes = self._target, len(self.classes)
+        whole = not (target.is_floating_point() or target.is_complex())
+        width = 1 if tensor.dim() == 1 else tensor.shape[1]
+        if classes == 2 and width == 1:
+            return whole
+        return whole and target.dim() < tensor.dim() and width == classes >= 2
 
     def _images(self, split: SplitName) -> Split:
         if split not in self.splits:
@@ -191,19 +318,44 @@ def evaluate(
     return task.score(*outputs_of(model, task.batches(split, batch_size, limit=limit)))
 
 
-def outputs_of(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The outputs of ``model`` in evaluation mode on all ``batches``, and their targets."""
+def outputs_of(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Any, Tensor]:
+    """The output of ``model`` in evaluation mode for the images of all ``batches``, in the form in
+    which the model returns it, on the CPU, and the targets."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    outputs, targets = [], []
+    found, targets = [], []
     try:
         with torch.no_grad():
             for batch, target in batches:
-                outputs.append(model(batch.to(device)).cpu())
+                output = model(batch.to(device))
+                found.append(outputs.like(output, [o.cpu() for o in outputs.tensors(output)]))
                 targets.append(target)
     finally:
         for module, training in modes.items():
             module.training = training
-    return torch.cat(outputs), torch.cat(targets)
+    return outputs.concatenated(found), torch.cat(targets)
+
+
+def _divergence(found: Compared, expected: Compared) -> Tensor:
+    if expected.scores:
+        return divergence.of_scores(found.tensor, expected.tensor)
+    spread = divergence.spread_of(expected.tensor)
+    return divergence.of_values(found.tensor, expected.tensor, spread)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return (
+        f"{type(error).__name__}: {lines[0]}"
+        if isinstance(error, KeyError)
+        else (lines[0] or type(error).__name__)
+    )
+
+
+def _form(output: Any) -> str:
+    """What ``output`` is, for messages: its kind and the shapes of its tensors."""
+    shapes = [str(list(tensor.shape)) for tensor in outputs.tensors(output)]
+    kind = "" if isinstance(output, Tensor) else f"a {type(output).__name__} of "
+    return f"{kind}{', '.join(shapes[:8])}"

@@ -11,14 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PenjingError
-from penjing.tasks import Task
+from penjing.tasks import Task, divergence, outputs_of
 
 if TYPE_CHECKING:
     from penjing.training import TrainSettings
 
 
+SPREAD_IMAGES = 64
+"""Training images that show how far the values of a teacher's output spread."""
+
+
 class Distill(BaseModel):
     """Settings of distillation: ``TrainSettings.distill``, used with a teacher.
+
+    Class scores are compared by the divergence of their softmax, of maps the mean over positions;
+    one logit by that of its sigmoid; other outputs by their mean squared difference in units of their
+    variance. ``Task.compared`` says which is which. Several outputs are added up.
 
     Attributes:
         temperature: divides the logits of both models before they are compared.
@@ -78,26 +86,29 @@ class DistillationLoss(nn.Module):
         if teacher is student:
             teacher = copy.deepcopy(student)  # As it is now: the student will change.
         self._teacher_training = teacher.training
+        self._task = task
         self._models = (student, teacher.eval())  # In a tuple, so that they are not its children.
-        example = task.example.to(next(student.parameters()).device)
+        device = next(student.parameters()).device
+        example = task.example.to(device)
         self._check(example)
+        self._spreads = [spread.to(device) for spread in _spreads(teacher, task)]
         self.pairs = _pairs(student, teacher, example, settings.features)
         self.regressors = nn.ModuleList(_regressors(student, teacher, example, self.pairs))
         self._student_features = _Recorder(student, [pair[0] for pair in self.pairs])
         self._teacher_features = _Recorder(teacher, [pair[1] for pair in self.pairs])
 
-    def forward(self, batch: Tensor, output: Tensor, hard: Tensor) -> Tensor:
+    def forward(self, batch: Tensor, output: Any, hard: Tensor) -> Tensor:
         """Scalar loss.
 
         Args:
             batch: what the student was just run on, ``[N, C, H, W]``.
-            output: the student's logits for it, ``[N, classes]``.
+            output: what the student returned for it, in training mode.
             hard: the scalar loss against the labels.
         """
         with torch.no_grad():
-            answer = self._models[1](batch)
+            expected = self._models[1](batch)
         weight = self.settings.weight
-        loss = (1 - weight) * hard + weight * soft_loss(output, answer, self.settings.temperature)
+        loss = (1 - weight) * hard + weight * self._soft_loss(output, expected)
         if self.pairs:
             loss = loss + self.settings.feature_weight * self._feature_loss()
         return loss
@@ -118,13 +129,28 @@ class DistillationLoss(nn.Module):
         losses = [feature_loss(regressor(mine), theirs) for regressor, mine, theirs in pairs]
         return torch.stack(losses).mean()
 
+    def _soft_loss(self, output: Any, expected: Any) -> Tensor:
+        """Sum over the tensors that the task compares; auxiliary heads, which only the student has
+        while it is trained, come after them and have no teacher."""
+        wanted = self._task.compared(expected)
+        pairs = zip(self._task.compared(output), wanted, self._spreads, strict=False)
+        losses = [
+            soft_loss(mine.tensor, theirs.tensor, self.settings.temperature)
+            if theirs.scores
+            else divergence.of_values(mine.tensor, theirs.tensor, spread).mean()
+            for mine, theirs, spread in pairs
+        ]
+        return torch.stack(losses).sum()
+
     def _check(self, example: Tensor) -> None:
-        with torch.no_grad():
-            shapes = [tuple(_in_eval(model, example).shape) for model in self._models]
-        if shapes[0] != shapes[1]:
+        mine, theirs = (
+            [list(one.tensor.shape) for one in self._task.compared(_in_eval(model, example))]
+            for model in self._models
+        )
+        if mine != theirs:
             raise PenjingError(
-                f"The teacher's output for one image has shape {list(shapes[1])}, the student's "
-                f"{list(shapes[0])}; give a teacher for the same classes."
+                f"The teacher's output for one image has shape {_listed(theirs)}, the student's "
+                f"{_listed(mine)}; give a teacher for the same classes."
             )
 
 
@@ -132,11 +158,10 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of the softened answers, times the temperature squared.
 
     The square keeps the gradient's size the same at every temperature (Hinton et al. 2015,
-    arXiv:1503.02531, section 2). Logits ``[N, classes]``; the mean over N.
+    arXiv:1503.02531, section 2). Class scores ``[N, classes, ...]``, or one logit ``[N]`` or
+    ``[N, 1, ...]``, whose answer is a Bernoulli variable; the mean over N and all positions.
     """
-    mine = F.log_softmax(student / temperature, dim=1)
-    theirs = F.log_softmax(teacher / temperature, dim=1)
-    return F.kl_div(mine, theirs, reduction="batchmean", log_target=True) * temperature**2
+    return divergence.of_scores(student, teacher, temperature).mean() * temperature**2
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -170,7 +195,18 @@ class _Recorder:
             hook.remove()
 
 
-def _in_eval(model: nn.Module, example: Tensor) -> Tensor:
+def _spreads(teacher: nn.Module, task: Task) -> list[Tensor]:
+    """Variances of the tensors that the task compares, each a scalar."""
+    images = task.batches("train", SPREAD_IMAGES, limit=SPREAD_IMAGES)
+    wanted = task.compared(outputs_of(teacher, images)[0])
+    return [divergence.spread_of(one.tensor) for one in wanted]
+
+
+def _listed(shapes: list[list[int]]) -> str:
+    return ", ".join(map(str, shapes)) or "no tensor of floats"
+
+
+def _in_eval(model: nn.Module, example: Tensor) -> Any:
     training = model.training
     try:
         with torch.no_grad():

@@ -1,0 +1,46 @@
+"""How far one model's outputs are from another's, image by image, without labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def columns(scores: Tensor) -> Tensor:
+    """Class scores with the class axis 1, ``[N, classes, ...]``, from ``scores`` of that shape or
+    with one logit: ``[N]`` or ``[N, 1, ...]`` become ``[N, 2, ...]``, the first class having the
+    logit 0. The softmax of the second is then the sigmoid of the logit.
+    """
+    one = scores[:, None] if scores.dim() == 1 else scores
+    return torch.cat([torch.zeros_like(one), one], dim=1) if one.shape[1] == 1 else one
+
+
+def of_scores(output: Tensor, expected: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of the softmax of ``output`` from that of ``expected``, in nats,
+    ``[N]``: of maps the mean over their positions.
+
+    Args:
+        output: class scores ``[N, classes, ...]``, or one logit, as in ``columns``.
+        expected: scores of the same shape.
+        temperature: divides both before the softmax.
+    """
+    found = F.log_softmax(columns(output) / temperature, dim=1)
+    likely = F.log_softmax(columns(expected) / temperature, dim=1)
+    each = F.kl_div(found, likely, reduction="none", log_target=True).sum(dim=1)
+    return each.reshape(len(each), -1).mean(dim=1)
+
+
+def of_values(output: Tensor, expected: Tensor, spread: Tensor) -> Tensor:
+    """Mean squared difference of ``output`` and ``expected`` ``[N, ...]`` in units of ``spread``:
+    1 for a model that always gives the mean of what is expected. ``[N]``."""
+    return (output - expected).square().reshape(len(output), -1).mean(dim=1) / spread
+
+
+def spread_of(expected: Tensor) -> Tensor:
+    """Variance of the values of ``expected``; of values that hardly differ their mean square, so
+    that one image has a spread, too. Scalar, above 0."""
+    size = expected.square().mean()
+    variance = expected.var(correction=0)
+    spread = torch.where(variance > 1e-6 * size, variance, size)
+    return spread.clamp(min=torch.finfo(expected.dtype).tiny)
