@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from penjing import layers
+from penjing.folding import fold_batch_norm, foldable
 
 
 class Double(nn.Module):
@@ -50,8 +51,8 @@ def with_statistics(model: nn.Module) -> nn.Module:
 def test_norms_fold_where_they_follow_a_layer_and_only_there() -> None:
     model, image = with_statistics(Shared()), torch.randn(2, 3, 8, 8)
     expected = model(image)
-    assert layers.batch_norm_pairs(model, image) == [("conv", "norm"), ("head", "head_norm")]
-    assert layers.fold_batch_norm(model, image) == ["head"]
+    assert foldable(model, image) == [("head", "head_norm")]
+    assert fold_batch_norm(model, image) == ["head"]
     assert isinstance(model.norm, nn.BatchNorm2d)
     assert isinstance(model.head_norm, nn.Identity)
     torch.testing.assert_close(model(image), expected)
@@ -64,7 +65,7 @@ def test_folding_leaves_the_output_as_it_was(name: str) -> None:
     torch.manual_seed(0)
     model, image = torchvision.models.get_model(name).eval(), torch.randn(1, 3, 64, 64)
     expected = model(image)
-    folded = layers.fold_batch_norm(model, image)
+    folded = fold_batch_norm(model, image)
     left = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert folded
     assert bool(left) == (name == "densenet121"), "its norms follow concatenations"
@@ -91,7 +92,7 @@ def test_norms_fold_below_parametrizations() -> None:
     image = torch.randn(2, 3, 8, 8)
     expected = copy.deepcopy(model)(image)
     parametrize.register_parametrization(model[0], "weight", nn.Identity())
-    assert layers.fold_batch_norm(model, image) == ["0"]
+    assert fold_batch_norm(model, image) == ["0"]
     assert parametrize.is_parametrized(model[0])
     torch.testing.assert_close(model(image), expected)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.quantization.statistics import evaluating
+from penjing.tasks.outputs import same, tensors
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-"""Largest difference of two outputs that counts as rounding, relative to the largest output."""
 LARGEST_TRIAL = 0.3
 """At most this share of a group's units is removed on trial."""
 
@@ -422,33 +422,5 @@ def _is_exact(model: nn.Module, example: Tensor, removal: Removal) -> bool:
 
 def outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """All tensors that ``model`` returns, in evaluation mode."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return list(_tensors(model(example)))
-    finally:
-        model.train(training)
-
-
-def same(expected: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether two outputs agree in their shapes and, up to rounding, in their values."""
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
-        return False
-    pairs = zip(expected, found, strict=True)
-    return all(_close(a, b) for a, b in pairs if a.numel())
-
-
-def _close(expected: Tensor, found: Tensor) -> bool:
-    bound = TOLERANCE.get(expected.dtype, 1e-2) * expected.abs().max()
-    return bool((expected - found).abs().max() <= bound)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, list | tuple):
-        for part in output:
-            yield from _tensors(part)
+    with evaluating(model):
+        return tensors(model(example))

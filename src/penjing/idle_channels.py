@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from penjing import channels, layers
 from penjing.channels import Group, Removal, Slice
+from penjing.tasks import outputs
 
 ROUND_TO = 8
 """Channels of a block, of AVX2's and of many integer kernels."""
@@ -36,7 +37,7 @@ def cut_idle(
         expected = channels.outputs(model, example)
         trial = copy.deepcopy(model)
         widths = channels.remove(trial, removal)
-        if not channels.same(expected, channels.outputs(trial, example)):
+        if not outputs.same(expected, channels.outputs(trial, example)):
             break
         channels.remove(model, removal)
         cut |= {name: (cut.get(name, width)[0], width[1]) for name, width in widths.items()}

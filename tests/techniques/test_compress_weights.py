@@ -11,7 +11,8 @@ from penjing import container
 from penjing.container import trellis
 from penjing.deploy.export import export
 from penjing.errors import PenjingError
-from penjing.layers import compressible, fold_batch_norm
+from penjing.folding import fold_batch_norm
+from penjing.layers import compressible
 from penjing.quantization.patches import coding_order
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.compress_weights import CompressWeights, compress_weights

@@ -20,6 +20,7 @@ from penjing import container, layers
 from penjing.deploy.deployed_layer import DeployedLayer, take_layers
 from penjing.deploy.passes import PlainGraph, lowering
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.layers import IntegerWeights
 
 
@@ -51,7 +52,7 @@ def export(
     """
     model = copy.deepcopy(model).cpu().eval()
     if not any(hasattr(m, "weight_format") for m in layers.compressible(model).values()):
-        layers.fold_batch_norm(model, example)
+        fold_batch_norm(model, example)
     taken = take_layers(model)
     graph = _to_onnx(model, example, opset=_opset(taken))
     notes: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -102,7 +102,7 @@ def per_channel(layer: Layer, values: Tensor, output: Tensor) -> Tensor:
 
 
 @contextmanager
-def hooked(layers: dict[str, Layer], watch: Callable) -> Iterator[None]:
+def hooked(layers: Mapping[str, nn.Module], watch: Callable) -> Iterator[None]:
     """Call ``watch(name, layer, inputs, output)`` after each layer; what it returns, if anything, is
     used in the place of the output."""
 

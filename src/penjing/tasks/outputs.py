@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from penjing.errors import PenjingError
 
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Largest difference of two outputs that counts as rounding, relative to the largest output."""
+
 
 def tensors(output: Any) -> list[Tensor]:
     """The tensors in ``output``, in the order in which ``torch.export`` numbers them.
@@ -68,3 +71,20 @@ def as_floats(output: Any) -> Any:
     """``output`` with every tensor of floats in float32, as losses expect it after autocast."""
     found = tensors(output)
     return like(output, [t.float() if t.is_floating_point() else t for t in found])
+
+
+def same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Whether two outputs agree in their shapes and, up to rounding, in their values.
+
+    NaN agrees with nothing, infinity with itself.
+    """
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+        return False
+    return all(_close(a, b) for a, b in zip(expected, found, strict=True) if a.numel())
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    finite = expected[expected.isfinite()]
+    largest = float(finite.abs().max()) if len(finite) else 0.0
+    bound = TOLERANCE.get(expected.dtype, 1e-2) * largest
+    return bool(((expected == found) | ((expected - found).abs() <= bound)).all())

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from penjing import layers
 from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.layers import IntegerWeights, Layer
 from penjing.quantization import rate_distortion, rate_distortion_sensitivity, statistics
 from penjing.quantization.grids import WeightQuantizer
@@ -79,7 +80,7 @@ class CompressWeights(Technique):
         device = next(model.parameters()).device
         found = layers.compressible(model)
         layers.check_finite(found)
-        layers.fold_batch_norm(model, task.example.to(device))
+        fold_batch_norm(model, task.example.to(device))
         for layer in found.values():
             if layer.bias is None:  # the correction may need one: how finely, its gradient says
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.progress import shown
 from penjing.quantization.statistics import channel_axis, evaluating, hooked
 from penjing.tasks import Task
@@ -290,7 +291,7 @@ def _norm_scales(
     """What a norm that follows multiplies each output by: float64 ``[out]``, 1 without a norm. Outputs
     count as they are after it."""
     folded = layers.copied(model)
-    layers.fold_batch_norm(folded, example)
+    fold_batch_norm(folded, example)
     after = layers.compressible(folded)
     scales = {}
     for name, layer in found.items():

@@ -16,6 +16,7 @@ from penjing.channels import Group
 from penjing.container import arithmetic
 from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.layers import IntegerWeights, Layer
 from penjing.quantization import grids, rate_distortion, rate_model
 from penjing.quantization.rate_distortion import GridWeights
@@ -232,7 +233,7 @@ class PenalizeEntropy(Technique):
         for layer, (integers, step) in codes.items():
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
-        layers.fold_batch_norm(model, self._task.example.to(integers.device))
+        fold_batch_norm(model, self._task.example.to(integers.device))
         idle_channels.quiet(model, self._groups)
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)

@@ -14,7 +14,7 @@ from penjing import channels, layers
 from penjing.channels import Group, Slice
 from penjing.errors import PenjingError
 from penjing.profiling import profile
-from penjing.tasks import Task
+from penjing.tasks import Task, outputs
 from penjing.techniques.schedule import cubic
 from penjing.techniques.technique import Technique, apply
 
@@ -98,7 +98,7 @@ class PruneChannels(Technique):
         for layer in list(model.modules()):
             layers.fold(layer, ColumnMask)
         self._removed = channels.remove(model, self._plan.removal(1.0))
-        if not channels.same(expected, channels.outputs(model, self._example)):
+        if not outputs.same(expected, channels.outputs(model, self._example)):
             raise PenjingError(
                 "Cutting the channels changes the model's output, because another technique of the "
                 "same stage rescaled or moved them; put prune_channels into an earlier stage."

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.layers import CodebookWeights, IntegerWeights, Layer
 from penjing.quantization import grids, patches
 from penjing.quantization.error_compensation import compensated
@@ -77,7 +78,7 @@ class Quantize(Technique):
         device = next(model.parameters()).device
         example = task.example.to(device)
         collect(model, found, [example], moments=False)  # complains of NaN before folding meets it
-        layers.fold_batch_norm(model, example)
+        fold_batch_norm(model, example)
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
         statistics = collect(model, found, batches, moments=self.weight_bits <= 8)
         self._quantize(found, statistics)

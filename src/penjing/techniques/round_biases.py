@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.quantization import grids
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
@@ -35,7 +36,7 @@ class RoundBiases(Technique):
     def attach(self, model: nn.Module, task: Task) -> None:
         """Fold, round. Raises ``PenjingError`` where no layer has a bias."""
         device = next(model.parameters()).device
-        layers.fold_batch_norm(model, task.example.to(device))
+        fold_batch_norm(model, task.example.to(device))
         found = {n: m for n, m in layers.compressible(model).items() if m.bias is not None}
         if not found:
             raise PenjingError(

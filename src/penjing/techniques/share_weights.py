@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.folding import fold_batch_norm
 from penjing.layers import CodebookWeights, Layer
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
@@ -46,7 +47,7 @@ class ShareWeights(Technique):
         for name, layer in layers.compressible(model).items():
             _check(name, layer)
         device = next(model.parameters()).device
-        layers.fold_batch_norm(model, task.example.to(device))
+        fold_batch_norm(model, task.example.to(device))
         for layer in layers.compressible(model).values():
             bits = self.linear_bits if isinstance(layer, nn.Linear) else None
             _share(layer, bits or self.bits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from penjing.idle_channels import cut_idle
+from penjing.plain import plain
 from penjing.tasks import Task
 
 
@@ -64,7 +64,7 @@ class Technique(BaseModel, ABC):
 
 def apply(technique: Technique, model: nn.Module, task: Task) -> nn.Module:
     """A copy of ``model`` with ``technique`` attached and baked: its use after training."""
-    model = copy.deepcopy(model)
+    model = plain(model, task.example.to(next(model.parameters()).device))
     run = technique.fresh()
     run.attach(model, task)
     bake([run], model, task)
