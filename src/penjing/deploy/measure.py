@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from penjing import container
 from penjing.deploy import memory_probe
 from penjing.deploy import runtime_onnxruntime as runtime
-from penjing.deploy.timing import Latency, time_calls
+from penjing.deploy.timing import SETTLED, Latency, time_calls
 from penjing.errors import PenjingError
 from penjing.tasks import Task
 from penjing.tasks import outputs as tasks_outputs
@@ -45,16 +45,17 @@ def latency(
     warmup: int = 10,
     threads: int = 1,
     seconds: float = 10.0,
+    settled: float = SETTLED,
 ) -> list[Latency]:
     """Time every file of ``paths``, one image at a time.
 
     The files take turns run by run, in an order that changes each time, so that a change in the
     machine's load or clock, and what another file leaves in the caches, meets all of them alike.
-    ``runs`` are cut to what fits in ``seconds``, but not below 20.
+    There are ``runs`` runs of each at most: they end when the medians of all files are known to 1 %
+    (``settled``; not before the twentieth run), or when ``seconds`` are over.
     """
-    return time_calls(
-        [_inference(path, threads) for path in paths], runs=runs, warmup=warmup, seconds=seconds
-    )
+    calls = [_inference(path, threads) for path in paths]
+    return time_calls(calls, runs=runs, warmup=warmup, seconds=seconds, settled=settled)
 
 
 def peak_rss(path: str | Path) -> int:
@@ -123,7 +124,7 @@ def bench(
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [_unpacked(Path(path), Path(folder, f"{i}.onnx")) for i, path in enumerate(paths)]
-        timed = latency(files, runs=runs, threads=threads, seconds=math.inf)
+        timed = latency(files, runs=runs, threads=threads, seconds=math.inf, settled=0)
         return [
             {
                 "file": str(path),

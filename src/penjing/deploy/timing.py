@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+
+FEWEST = 20
+"""Runs below which no median counts as settled."""
+FEWEST_LATE = 3
+"""Runs that are made even when there is no time left for them."""
+EVERY = 10
+"""Runs between two looks at whether the medians have settled."""
+SETTLED = 0.01
+"""A median has settled when its confidence interval is narrower than this share of it."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +36,79 @@ def time_calls(
     runs: int = 300,
     warmup: int = 10,
     seconds: float = 10.0,
+    settled: float = SETTLED,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Latency]:
-    """Time every call in turns, as ``latency`` does files."""
-    for call in calls:
-        for _ in range(warmup):
-            call()
-    round_s = sum(_seconds(call) for call in calls)
-    runs = max(int(min(runs, seconds / round_s)), min(runs, 20))
-    times = np.empty((len(calls), runs))
+    """Time every call in turns, in an order that changes each time.
+
+    Timing ends, for all calls alike, when the medians of all of them have settled, after ``runs``
+    runs of each, or when another run would take longer than ``seconds``.
+
+    Args:
+        runs: most runs of each call; with ``settled=0`` and ``seconds=inf`` exactly so many.
+        warmup: runs of each call before the first that counts, as many as fit in a tenth of
+            ``seconds``, at least one.
+        seconds: of timing; at least 3 runs of each call are made, however long they take.
+        settled: widest confidence interval (95 %) of a median, as a share of it, that ends the
+            timing once each call has had 20 runs.
+        clock: seconds.
+    """
+    _warm_up(calls, warmup, seconds / 10, clock)
+    times: list[list[float]] = [[] for _ in calls]
     order = np.random.default_rng(0)
+    start = clock()
     for run in range(runs):
+        if run >= FEWEST_LATE and (clock() - start) * (run + 1) / run > seconds:
+            break
+        if run >= FEWEST and run % EVERY == 0 and all(_width(row) < settled for row in times):
+            break
         for index in order.permutation(len(calls)):
-            times[index, run] = _seconds(calls[index])
-    return [_summary(row) for row in times]
+            times[index].append(_seconds(calls[index], clock))
+    return [_summary(np.array(row)) for row in times]
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def median_interval(values: Iterable[float]) -> tuple[float, float]:
+    """The narrowest symmetric pair of order statistics that holds the median with 95 % probability.
+
+    The number of values below the median is binomial with p = 1/2, whatever their distribution
+    (David and Nagaraja, Order Statistics, 3rd ed. 2003, section 7.1). Below 6 values no pair holds
+    it: the interval is then unbounded.
+    """
+    ordered = sorted(values)
+    rank = _rank(len(ordered))
+    return (ordered[rank - 1], ordered[-rank]) if rank else (-math.inf, math.inf)
+
+
+@cache
+def _rank(number: int) -> int:
+    """The largest r for which fewer than r of ``number`` fair coins show heads with at most 2.5 %."""
+    ways, below, rank = 1, 1, 0
+    while 40 * below <= 2**number:
+        ways = ways * (number - rank) // (rank + 1)
+        below, rank = below + ways, rank + 1
+    return rank
+
+
+def _width(seconds: list[float]) -> float:
+    low, high = median_interval(seconds)
+    return (high - low) / max(float(np.median(seconds)), 1e-12)
+
+
+def _warm_up(
+    calls: Sequence[Callable[[], object]], runs: int, seconds: float, clock: Callable[[], float]
+) -> None:
+    start = clock()
+    for run in range(runs):
+        if run and clock() - start >= seconds:
+            break
+        for call in calls:
+            call()
+
+
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _summary(seconds: np.ndarray) -> Latency:
