@@ -54,9 +54,18 @@ Data = Annotated[
 Root = Annotated[Path | None, typer.Option(help="Where the torchvision data set lies.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Size = Annotated[
-    int | None, typer.Option("--image-size", help="Side of the model's input, pixels.")
+    str | None,
+    typer.Option(
+        "--image-size",
+        help="Of the model's input, pixels: a side, as 224, or height x width, as 192x320.",
+    ),
 ]
-Resize = Annotated[int | None, typer.Option(help="Short side before the centre crop, pixels.")]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        help="Short side before the centre crop, pixels; default: in proportion to the model's own."
+    ),
+]
 Mean = Annotated[
     str | None, typer.Option(help="Per-channel mean of values in 0..1, as 0.5,0.5,0.5.")
 ]
@@ -74,8 +83,10 @@ def profile(
 ) -> None:
     """Parameters, MACs, activations and weights of models, per layer and in total."""
     from penjing import profiling
+    from penjing.tasks.preprocessing import parse_size
 
-    profiles = [profiling.profile_spec(spec, image_size) for spec in models]
+    size = parse_size(image_size) if image_size else None
+    profiles = [profiling.profile_spec(spec, size) for spec in models]
     if as_json:
         print_json([entry.to_dict() for entry in profiles])
     elif csv:
@@ -349,31 +360,23 @@ def _model(spec: str, weights: Path | None, task: Task) -> nn.Module:
 
 def _preprocessing(
     known: Preprocessing | None,
-    size: int | None,
+    size: str | None,
     resize: int | None,
     mean: str | None,
     std: str | None,
     interpolation: str | None,
 ) -> Preprocessing | None:
     """The model's own preprocessing with the options given on the command line in its place."""
-    from penjing.tasks import Preprocessing
+    from penjing.tasks.preprocessing import adapted, parse_size
 
-    given = {
-        "size": size,
-        "resize": resize,
-        "mean": _floats(mean, "--mean"),
-        "std": _floats(std, "--std"),
-        "interpolation": interpolation,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        return known
-    values = (known.model_dump() if known else {}) | given
-    missing = {"size", "mean", "std"} - values.keys()
-    if missing:
-        options = ", ".join("--image-size" if m == "size" else f"--{m}" for m in sorted(missing))
-        raise PenjingError(f"this model does not say how its input is prepared: give {options} too")
-    return Preprocessing(**values)
+    return adapted(
+        known,
+        size=parse_size(size) if size else None,
+        resize=resize,
+        mean=_floats(mean, "--mean"),
+        std=_floats(std, "--std"),
+        interpolation=interpolation,
+    )
 
 
 def _floats(text: str | None, option: str) -> tuple[float, ...] | None:

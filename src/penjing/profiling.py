@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from penjing import models
 from penjing.errors import PenjingError
 from penjing.layers import CodebookWeights, IntegerWeights
+from penjing.tasks.preprocessing import Size, sides
 
 Kind = Literal["conv", "linear", "other"]
 
@@ -124,11 +125,11 @@ def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profi
     )
 
 
-def profile_spec(spec: str, image_size: int | None = None) -> Profile:
+def profile_spec(spec: str, image_size: Size | None = None) -> Profile:
     """Costs of the model that ``spec`` names (see ``penjing.models.load``), on one image.
 
     Args:
-        image_size: side of the square image, px; None is the model's own.
+        image_size: of the image, px: its side, or height and width; None is the model's own.
 
     Raises:
         PenjingError: the model is unknown, or its image size is and is not given, or it does not
@@ -137,15 +138,15 @@ def profile_spec(spec: str, image_size: int | None = None) -> Profile:
     expected = models.preprocessing(spec)
     if expected is None and image_size is None:
         raise PenjingError(f"{spec}: does not say what image size it takes; give image_size.")
-    side = image_size or (expected.size if expected else 0)
+    height, width = sides(image_size or (expected.size if expected else 0))
     channels = expected.channels if expected else 3
     model = models.load(spec)
     try:
-        return profile(model, torch.zeros(1, channels, side, side), name=spec)
+        return profile(model, torch.zeros(1, channels, height, width), name=spec)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise PenjingError(
-            f"{spec}: does not take images of {channels}x{side}x{side} ({reason}); "
+            f"{spec}: does not take images of {channels}x{height}x{width} ({reason}); "
             "give another image_size."
         ) from error
 

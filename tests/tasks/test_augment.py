@@ -28,3 +28,9 @@ def test_shift_reaches_every_position_and_flip_half_of_the_images():
     assert len(near.unique()) == 9
     flipped = flip(pixels, generator)[:, 0, 8, 11].float().mean()
     assert abs(float(flipped) - 0.5) < 0.05
+
+
+def test_each_axis_of_an_oblong_image_is_shifted_by_its_own_share():
+    pixels = torch.ones(500, 1, 8, 64, dtype=torch.uint8)
+    moved = shift(pixels, torch.Generator().manual_seed(0))
+    assert moved.sum((2, 3)).min() == 7 * 56

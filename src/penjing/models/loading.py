@@ -149,13 +149,13 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
     config = _timm(name).get_pretrained_cfg(name)
     if config is None:
         return None
-    size = config.input_size[-1]
-    # Squashing distorts the image to the square instead of cropping it.
+    size = tuple(config.input_size[-2:])
+    # Squashing distorts the image to the input's shape instead of cropping it.
     squash = config.crop_mode == "squash"
     return Preprocessing(
         size=size,
         channels=config.input_size[0],
-        resize=None if squash else math.floor(size / config.crop_pct),
+        resize=None if squash else math.floor(min(size) / config.crop_pct),
         interpolation=config.interpolation,
         mean=tuple(config.mean),
         std=tuple(config.std),

@@ -7,19 +7,20 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 SHIFT = 1 / 8
-"""How far images are shifted, as a share of their side, where nothing else is said."""
+"""How far images are shifted, as a share of their sides, where nothing else is said."""
 
 
 def shift(pixels: Tensor, generator: Generator, share: float = SHIFT) -> Tensor:
-    """Each image of ``[N, C, H, W]`` moved by up to ``share`` of its longer side, black moving in.
+    """Each image of ``[N, C, H, W]`` moved by up to ``share`` of its height and of its width, black
+    moving in.
 
     The padded random crop of He et al. 2016 (arXiv:1512.03385, section 4.2): 4 px at 32 x 32.
     """
     count, channels, height, width = pixels.shape
-    reach = int(max(height, width) * share)
-    padded = F.pad(pixels, (reach,) * 4)
-    top = torch.randint(2 * reach + 1, (count, 1), generator=generator)
-    left = torch.randint(2 * reach + 1, (count, 1), generator=generator)
+    up, aside = int(height * share), int(width * share)
+    padded = F.pad(pixels, (aside, aside, up, up))
+    top = torch.randint(2 * up + 1, (count, 1), generator=generator)
+    left = torch.randint(2 * aside + 1, (count, 1), generator=generator)
     rows = (top + torch.arange(height)).view(count, 1, height, 1)
     columns = (left + torch.arange(width)).view(count, 1, 1, width)
     image = torch.arange(count).view(count, 1, 1, 1)

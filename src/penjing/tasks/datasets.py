@@ -103,7 +103,7 @@ def from_arrays(
         validation, test: images and labels; or the share (at most 5000 images) or number of the
             training images to split off at random.
         classes: names of the classes; None names them ``"0"``, ``"1"``, ...
-        preprocessing: None takes the images as they are (their height as side), scaled to [-1, 1].
+        preprocessing: None takes the images as they are, in their own size, scaled to [-1, 1].
         seed, loss, score: as in ``load``.
 
     Raises:
@@ -122,7 +122,7 @@ def from_arrays(
     channels = images.shape[3] if images.ndim == 4 else 1
     half = (0.5,) * channels
     preprocessing = preprocessing or Preprocessing(
-        size=images.shape[1], channels=channels, mean=half, std=half
+        size=images.shape[1:3], channels=channels, mean=half, std=half
     )
     return _task(names, parts, preprocessing, seed, loss, score, None)
 
@@ -137,7 +137,8 @@ def _task(
     root: Path | None,
 ) -> Task:
     images = sum(len(labels) for _, labels in parts.values())
-    keep = images * preprocessing.channels * preprocessing.size**2 <= LARGEST_IN_MEMORY
+    bytes_each = preprocessing.channels * preprocessing.height * preprocessing.width
+    keep = images * bytes_each <= LARGEST_IN_MEMORY
     # Grey images are mostly characters and X-rays, whose mirror image is another thing.
     sources = parts["train"][0]
     grey = isinstance(sources, np.ndarray) and (sources.ndim == 3 or sources.shape[3] == 1)

@@ -104,10 +104,10 @@ class Images:
         return digest.digest()
 
     def _is_input(self, pixels: NDArray[np.uint8]) -> bool:
-        side = self.preprocessing.size
+        known = self.preprocessing
         channels = pixels.shape[3] if pixels.ndim == 4 else 1
-        same = pixels.shape[1:3] == (side, side) and channels == self.preprocessing.channels
-        return same and self.preprocessing.resize in (None, side)
+        same = (*pixels.shape[1:3], channels) == (known.height, known.width, known.channels)
+        return same and known.resize in (None, min(known.height, known.width))
 
     def _decode(self, index: int) -> Tensor:
         source = self.sources[index]
@@ -125,8 +125,8 @@ class Images:
 
     def _decode_into_memory(self, order: Tensor) -> None:
         if self._pixels is None:
-            side = self.preprocessing.size
-            shape = (len(self), self.preprocessing.channels, side, side)
+            known = self.preprocessing
+            shape = (len(self), known.channels, known.height, known.width)
             self._pixels = torch.empty(shape, dtype=torch.uint8)
         missing = order[~self._decoded[order]]
         if not len(missing):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import re
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
+
+from penjing.errors import PenjingError
+
+Size = int | tuple[int, int]
+"""Side of a square, or height and width, px."""
 
 
 class Preprocessing(BaseModel):
@@ -21,17 +27,29 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(gt=0)
-    """Side of the model's square input, px."""
+    size: Size
+    """Of the model's input, px: the side of a square, or height and width."""
     channels: int = 3
     """3 = RGB, 1 = grey."""
     resize: int | None = Field(default=None, gt=0)
-    """Short side before the centre crop, px; None resizes straight to ``size`` x ``size``."""
+    """Short side before the centre crop, px; None resizes straight to ``size``.
+
+    For an oblong input the image is resized, with its own aspect, until it covers a rectangle of the
+    input's aspect with that short side, as timm's ``ResizeKeepRatio`` does.
+    """
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     mean: tuple[float, ...]
     """One value a channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
     """One positive value a channel, of pixels in [0, 1]."""
+
+    @field_validator("size")
+    @classmethod
+    def _square_is_one_number(cls, size: Size) -> Size:
+        height, width = sides(size)
+        if min(height, width) <= 0:
+            raise ValueError(f"size={size}, expected positive numbers")
+        return height if height == width else (height, width)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -41,28 +59,104 @@ class Preprocessing(BaseModel):
             raise ValueError(f"mean and std need {self.channels} values each, one a channel")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
-        if self.resize is not None and self.resize < self.size:
+        if self.resize is not None and self.resize < min(self.height, self.width):
             raise ValueError(f"resize={self.resize} is smaller than the crop, size={self.size}")
         return self
 
+    @property
+    def height(self) -> int:
+        """Of the model's input, px."""
+        return sides(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Of the model's input, px."""
+        return sides(self.size)[1]
+
     def pixels(self, image: Image.Image) -> Tensor:
-        """``image`` resized and cropped: uint8 ``[C, size, size]``."""
+        """``image`` resized and cropped: uint8 ``[C, height, width]``."""
         mode = "L" if self.channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
-        square = [self.size, self.size]
+        crop = [self.height, self.width]
         interpolation = InterpolationMode(self.interpolation)
         if self.resize is not None:
-            image = F.center_crop(F.resize(image, [self.resize], interpolation), square)
-        elif image.size != (self.size, self.size):
-            image = F.resize(image, square, interpolation)
+            covering = self._covering(self.resize, image.height, image.width)
+            image = F.center_crop(F.resize(image, covering, interpolation), crop)
+        elif image.size != (self.width, self.height):
+            image = F.resize(image, crop, interpolation)
         pixels = torch.from_numpy(np.array(image))
-        return pixels.view(self.size, self.size, self.channels).permute(2, 0, 1)
+        return pixels.view(self.height, self.width, self.channels).permute(2, 0, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Model input, float32 ``[N, C, H, W]``, from uint8 pixels of that shape."""
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
         return (pixels.float() / 255 - mean) / std
+
+    def _covering(self, short: int, height: int, width: int) -> list[int]:
+        """Height and width of an image of ``height`` x ``width`` once it is resized."""
+        scale = short / min(self.height, self.width)
+        high, wide = round(self.height * scale), round(self.width * scale)
+        if high * width >= wide * height:
+            return [high, high * width // height]
+        return [wide * height // width, wide]
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width, px."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def parse_size(text: str) -> Size:
+    """The size in ``text``: ``224`` for a square, or height x width as ``192x320``, px.
+
+    Raises:
+        PenjingError: the text is neither.
+    """
+    found = re.fullmatch(r"\s*([1-9]\d*)\s*(?:[xX×]\s*([1-9]\d*)\s*)?", text)
+    if found is None:
+        raise PenjingError(
+            f"The image size {text!r} is neither a side in pixels, as 224, nor height x width, as "
+            "192x320; give one of the two."
+        )
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))
+
+
+def adapted(known: Preprocessing | None, **given: Any) -> Preprocessing | None:
+    """``known`` with the fields in ``given`` that are not None in its place.
+
+    Another ``size`` alone changes ``resize`` in proportion, so that the same part of each image is
+    seen. Without ``known`` there are as many channels as ``mean`` has values.
+
+    Raises:
+        PenjingError: a field that must be there is missing, or fields contradict each other.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return known
+    if known is None:
+        options = {"size": "--image-size", "mean": "--mean", "std": "--std"}
+        missing = [option for name, option in options.items() if name not in given]
+        if missing:
+            raise PenjingError(
+                f"This model does not say how its input is prepared; give {', '.join(missing)} too."
+            )
+        values = {"channels": len(given["mean"])} | given
+    else:
+        values = known.model_dump() | given
+        if known.resize is not None and "size" in given and "resize" not in given:
+            scale = min(sides(given["size"])) / min(known.height, known.width)
+            values["resize"] = round(known.resize * scale)
+    try:
+        return Preprocessing(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][:1])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise PenjingError(
+            f"The preprocessing is contradictory: {field and field + ': '}{reason}; change it."
+        ) from error
 
 
 CIFAR = Preprocessing(size=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
