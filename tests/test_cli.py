@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from penjing.recipe import load
+
 
 def penjing(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "penjing.cli", *map(str, arguments)]
@@ -90,13 +92,22 @@ def test_profile_prints_one_json_document() -> None:
     assert lenet["kinds"]["linear"]["macs"] == 800 * 500 + 500 * 10
 
 
+def test_recipes_are_listed_and_printed(tmp_path: Path) -> None:
+    result = penjing("recipes", "--json")
+    names = [recipe["name"] for recipe in json.loads(result.stdout)]
+    assert {"int8", "smallest"} <= set(names)
+    assert all(name in penjing("recipes").stdout for name in names)
+    (tmp_path / "mine.yaml").write_text(penjing("recipes", "smallest").stdout)
+    assert load(tmp_path / "mine.yaml").to_dict() == load("smallest").to_dict()
+    refused(penjing("recipes", "int9"), "int9", "int8", "smallest")
+
+
 def test_compress_pack_unpack_bench(
     folder: Path, factory: str, weights: Path, tmp_path: Path
 ) -> None:
-    recipe = Path(__file__).parents[1] / "recipes" / "int8.yaml"
     source = ("--weights", weights, "--data", folder, *INPUT)
     result = penjing(
-        "compress", factory, *source, "--recipe", recipe, "-o", tmp_path / "out", "--json"
+        "compress", factory, *source, "--recipe", "int8", "-o", tmp_path / "out", "--json"
     )
     assert result.returncode == 0, result.stderr
     card = json.loads(result.stdout)

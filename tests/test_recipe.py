@@ -16,6 +16,7 @@ from penjing.deploy.export import export
 from penjing.deploy.runtime_onnxruntime import run
 from penjing.errors import PenjingError
 from penjing.recipe import Recipe, compress
+from penjing.recipes import shipped
 from penjing.tasks import Task, from_arrays
 from penjing.techniques import techniques
 
@@ -218,6 +219,27 @@ def test_a_wrong_recipe_is_one_sentence(text: str, message: str, tmp_path: Path)
 def test_a_missing_recipe_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(PenjingError, match=r"nowhere\.yaml"):
         recipes.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_is_known_by_its_name(name: str) -> None:
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    assert recipe.techniques
+    assert 20 < len(recipe.about) < 100
+    assert "\n" not in recipe.about
+
+
+def test_an_unknown_recipe_is_told_the_names() -> None:
+    with pytest.raises(PenjingError, match=r"int9.*deep-compression, .*int8.*smallest"):
+        recipes.load("int9")
+
+
+def test_a_file_is_meant_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "int8").write_text("name: mine\nstages: [{techniques: [quantize]}]")
+    assert recipes.load("./int8").name == "mine"
+    assert recipes.load("int8").name == "int8"
 
 
 def test_a_finished_stage_is_taken_from_the_cache(

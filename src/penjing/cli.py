@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from penjing import cli_attend
-from penjing.cli_output import print_json, print_table, writable
+from penjing.cli_output import print_json, print_rows, print_table, writable
 from penjing.cli_output import report as report_figures
 from penjing.errors import PenjingError
 
@@ -147,7 +147,7 @@ def compress(
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.")],
     recipe: Annotated[
-        Path | None, typer.Option(help="A YAML file of stages and techniques.")
+        str | None, typer.Option(help="Name of one of penjing recipes, or a YAML file.")
     ] = None,
     max_size: Annotated[
         str | None, typer.Option(help="Instead: the best file without training of, say, 500KB.")
@@ -190,8 +190,8 @@ def compress(
     report_figures(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
 
 
-def _steps(recipe: Path | None, max_size: str | None, max_drop: str | None) -> Recipe:
-    """The recipe in a file, or one that compresses weights without training."""
+def _steps(recipe: str | None, max_size: str | None, max_drop: str | None) -> Recipe:
+    """The recipe asked for, or one that compresses weights without training."""
     from penjing import recipe as recipes
     from penjing.exploration import Budget
     from penjing.techniques.compress_weights import CompressWeights
@@ -204,6 +204,26 @@ def _steps(recipe: Path | None, max_size: str | None, max_drop: str | None) -> R
     size = None if budget.size is None else int(budget.size)
     technique = CompressWeights(max_bytes=size, max_drop=budget.drop)
     return recipes.Recipe(name="smallest", stages=[recipes.Stage(techniques=[technique])])
+
+
+@app.command("recipes")
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(help="Print this one's YAML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that come with penjing, or print one to start your own from."""
+    import yaml
+
+    from penjing.recipes import read, shipped
+
+    if name is not None:
+        typer.echo(read(name), nl=False)
+        return
+    known = [yaml.safe_load(read(recipe)) for recipe in shipped()]
+    if as_json:
+        print_json(known)
+    else:
+        print_rows((recipe["name"], recipe["about"]) for recipe in known)
 
 
 @app.command()

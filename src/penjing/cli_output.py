@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,20 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(figures)
         return
+    shown = {k: v for k, v in figures.items() if isinstance(v, str | int | float | None)}
+    print_rows(
+        (name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
+        for name, value in shown.items()
+    )
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Names with what belongs to them, a line each."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    for name, value in figures.items():
-        if isinstance(value, str | int | float | None):
-            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
-            table.add_row(name.replace("_", " "), text)
+    for row in rows:
+        table.add_row(*row)
     print_table(table)
 
 

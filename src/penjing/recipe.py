@@ -3,6 +3,7 @@
 In YAML::
 
     name: small
+    about: Fewer channels, then 8 bits.
     stages:
       - techniques:
           - prune_channels: {ratio: 0.4}
@@ -33,6 +34,7 @@ from torch import nn
 
 from penjing import snapshot
 from penjing.errors import PenjingError
+from penjing.recipes import read
 from penjing.tasks import Task
 from penjing.techniques import Technique, bake, techniques
 from penjing.training import TrainSettings, train
@@ -59,11 +61,12 @@ class Stage(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Stages in the order in which they run."""
+    """Stages in the order in which they run; ``about`` says in a line what they are for."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = "recipe"
+    about: str = ""
     stages: list[Stage] = Field(default_factory=list)
 
     @property
@@ -94,21 +97,22 @@ class Recipe(BaseModel):
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
-def load(path: Path) -> Recipe:
-    """The recipe in a YAML file.
+def load(recipe: str | Path) -> Recipe:
+    """The recipe in a YAML file, or the one of that name among those that come with penjing.
 
     Raises:
-        PenjingError: the file is missing, is not YAML, or holds an unknown technique or setting.
+        PenjingError: there is no such file or name, the file is not YAML, or it holds an unknown
+            technique or setting.
     """
     try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise PenjingError(f"cannot read the recipe {path}: {error.strerror}") from error
+        data = yaml.safe_load(read(recipe))
     except yaml.YAMLError as error:
-        raise PenjingError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise PenjingError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise PenjingError(f"{path} must hold a mapping with the key 'stages', found {data!r:.40}")
-    return parse({"name": path.stem} | data, str(path))
+        raise PenjingError(
+            f"{recipe} must hold a mapping with the key 'stages', found {data!r:.40}"
+        )
+    return parse({"name": Path(recipe).stem} | data, str(recipe))
 
 
 def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
