@@ -363,9 +363,11 @@ def _model_and_task(
     spec: str, weights: Path | None, data: str, root: Path | None, options: tuple[Any, ...]
 ) -> tuple[nn.Module, Task]:
     from penjing import models, tasks
+    from penjing.progress import say
 
     preprocessing = _preprocessing(models.preprocessing(spec), *options)
     task = tasks.load(data, preprocessing, root=root)
+    say(tasks.describe(task))
     net = _model(spec, weights, task)
     task.check(net)
     return net, task

@@ -19,3 +19,8 @@ def shown(items: Iterable[Item], what: str, total: int, *, long: bool = True) ->
     console = Console(stderr=True)
     hidden = not long or not console.is_terminal
     return track(items, what, total=total, console=console, transient=True, disable=hidden)
+
+
+def say(line: str) -> None:
+    """Print one line on standard error."""
+    Console(stderr=True, soft_wrap=True).print(line, markup=False, emoji=False, highlight=False)

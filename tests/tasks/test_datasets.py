@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from penjing import tasks
@@ -36,6 +38,7 @@ def sizes(task: tasks.Task) -> dict[str, int]:
     [
         (("train", "val", "test"), {"train": 12, "validation": 12, "test": 12}),
         (("train", "validation"), {"train": 12, "validation": 12}),
+        (("train", "valid", "test"), {"train": 12, "validation": 12, "test": 12}),
         (("train", "test"), {"train": 11, "validation": 1, "test": 12}),
         (("train",), {"train": 11, "validation": 1}),
     ],
@@ -112,6 +115,22 @@ def break_two_validations(root):
     return make_folder(root, ("train", "val", "validation")), "both val/ and validation/"
 
 
+def break_two_other_validations(root):
+    return make_folder(root, ("train", "val", "valid")), "both val/ and valid/"
+
+
+def break_only_unknown_endings(root):
+    make_folder(root)
+    (root / "train" / "bird").mkdir()
+    for index in range(3):
+        (root / "train" / "bird" / f"{index}.heic").touch()
+    return root, r"class 'bird' has no images, only 3 \.heic"
+
+
+def break_singles(root):
+    return make_folder(root, ("train",), count=1), "at most 0 can be taken"
+
+
 def break_single_class(root):
     return make_folder(root, classes=("cat",)), "1 class folders, at least 2"
 
@@ -124,6 +143,9 @@ def break_single_class(root):
         break_empty_class,
         break_unknown_class,
         break_two_validations,
+        break_two_other_validations,
+        break_only_unknown_endings,
+        break_singles,
         break_single_class,
     ],
 )
@@ -142,6 +164,93 @@ def test_names_a_corrupt_image(tmp_path, content, largest, monkeypatch):
     bad.write_bytes(bad.read_bytes()[:200] if content == "truncated" else content)
     with pytest.raises(PenjingError, match=r"dog/3\.png: cannot be read as an image"):
         list(tasks.load(tmp_path).batches("train"))
+
+
+def test_what_is_not_read_is_named(tmp_path, capsys):
+    make_folder(tmp_path, ("train", "dev", "holdout"))
+    for name in ("a.heic", "b.heic", "c.txt"):
+        (tmp_path / "train" / "dog" / name).touch()
+    (tmp_path / "train" / "loose.png").touch()
+    tasks.load(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("dev/, holdout/" in line and "valid/" in line for line in lines)
+    assert any(
+        "train: " in line and "2 .heic, 1 in no class folder, 1 .txt" in line for line in lines
+    )
+
+
+def test_nothing_is_said_of_folders_that_are_read_whole(tmp_path, capsys):
+    tasks.load(make_folder(tmp_path))
+    assert capsys.readouterr().err == ""
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8),
+    share=st.floats(0.05, 0.9),
+    seed=st.integers(0, 1000),
+)
+def test_a_split_leaves_every_class_an_image_and_takes_of_every_class_that_has_enough(
+    sizes, share, seed
+):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    images = np.arange(len(labels), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2)
+    count = round(share * len(labels))
+    if not 0 < count <= len(labels) - len(sizes):
+        with pytest.raises(PenjingError, match="splits"):
+            tasks.from_arrays(images, labels, validation=share, test=(images, labels), seed=seed)
+        return
+    first, second = (
+        tasks.from_arrays(images, labels, validation=share, test=(images, labels), seed=seed)
+        for _ in range(2)
+    )
+    train, validation = (
+        np.bincount(first.splits[name].labels, minlength=len(sizes))
+        for name in ("train", "validation")
+    )
+    assert validation.sum() == count and (train + validation == sizes).all()
+    assert (train >= 1).all()
+    enough = (np.array(sizes) > 1) & (np.array(sizes) * count >= len(labels) / 2)
+    if enough.sum() <= count:
+        assert (validation[enough] >= 1).all()
+    assert first.fingerprint == second.fingerprint
+    seen = np.concatenate([first.splits[name].sources for name in ("train", "validation")])
+    assert sorted(seen.view(np.uint16).ravel()) == list(range(len(labels)))
+
+
+def test_splits_of_common_data_sets_are_where_chance_puts_them():
+    """As in earlier versions, so that a model trained there has not seen its validation images."""
+    labels = np.arange(2000) % 10
+    task = tasks.from_arrays(np.zeros((2000, 2, 2), np.uint8), labels, test=100, seed=1)
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(task.splits["test"].labels, torch.tensor(labels)[order[:100].sort().values])
+
+
+def test_classes_too_small_to_split_are_named(capsys):
+    labels = np.array([0] * 50 + [1] * 48 + [2] * 2)
+    tasks.from_arrays(np.zeros((100, 2, 2), np.uint8), labels, test=4, classes=["a", "b", "rare"])
+    assert "test: no images of rare" in capsys.readouterr().err
+
+
+def test_counts_of_each_class_are_described():
+    images, labels = np.zeros((40, 2, 2), np.uint8), np.arange(40) // 20
+    parts = {"validation": (images[:6], labels[:6]), "test": (images[18:24], labels[18:24])}
+    task = tasks.from_arrays(images, labels, classes=["cat", "dog"], **parts)
+    assert tasks.describe(task) == (
+        "train 40 images (cat 20, dog 20); test 6 images (cat 2, dog 4); "
+        "validation 6 images (cat 6, dog 0)"
+    )
+    many = np.repeat(np.arange(12), np.arange(10, 22))
+    task = tasks.from_arrays(np.zeros((len(many), 2, 2), np.uint8), many, **parts)
+    assert tasks.describe(task).startswith("train 186 images (12 classes, 10 to 21 of each)")
+
+
+def test_oblong_arrays_stay_oblong():
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 9, 3), dtype=np.uint8)
+    task = tasks.from_arrays(images, np.arange(20) % 2)
+    assert task.preprocessing.size == (4, 9)
+    expected = torch.from_numpy(task.splits["train"].sources[0]).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(task.example[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from penjing.errors import PenjingError
+from penjing.progress import say
+from penjing.tasks import image_files
 from penjing.tasks.images import Images
 from penjing.tasks.preprocessing import (
     CIFAR,
@@ -23,7 +24,7 @@ from penjing.tasks.preprocessing import (
     MNIST,
     Preprocessing,
 )
-from penjing.tasks.task import Loss, Score, Task
+from penjing.tasks.task import Loss, Score, Split, Task
 
 TORCHVISION = {
     "CIFAR10": CIFAR,
@@ -31,7 +32,15 @@ TORCHVISION = {
     "MNIST": MNIST,
     "FashionMNIST": FASHION_MNIST,
 }
+PARTS = {
+    "train": ("train",),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+"""The folders that a part may be in."""
 LARGEST_VALIDATION = 5000
+MANY_CLASSES = 10
+"""More than so many are not listed one by one."""
 LARGEST_IN_MEMORY = 2**30
 """Preprocessed pixels of all splits together, bytes, up to which they stay in memory."""
 
@@ -52,23 +61,28 @@ def load(
 ) -> Task:
     """A classification task from data on disk. Nothing is downloaded.
 
+    Files and folders that are not read are named on standard error, and so are classes that a split
+    leaves without images. Images are read as in ``penjing.tasks.image_files``.
+
     Args:
-        data: a folder with ``train/CLASS/*.jpg`` and optionally ``val/`` (or ``validation/``) and
-            ``test/`` of the same form, or ``torchvision:`` and one of MNIST, FashionMNIST, CIFAR10,
-            CIFAR100.
+        data: a folder with ``train/CLASS/*.jpg`` and optionally ``val/`` (or ``valid/`` or
+            ``validation/``) and ``test/`` of the same form, or ``torchvision:`` and one of MNIST,
+            FashionMNIST, CIFAR10, CIFAR100.
         preprocessing: what the model expects, see ``penjing.models.preprocessing``. None takes a
             torchvision data set as it is, and a folder at the short side of its first image (at
             most 224 px) with ImageNet's mean and deviation.
         root: folder of a ``torchvision:`` data set, as torchvision lays it out.
         validation: without a validation part, so many training images are split off for it at
-            random: a share (at most 5000 images), or a number.
+            random: a share (at most 5000 images), or a number. One image of each class stays in
+            train, and each class of which half an image or more falls to validation has one there.
         seed: of that split, of ``calibration`` and of ``limit``.
         loss: ``(output, target) -> scalar`` instead of cross entropy.
         score: ``(output, target) -> number`` instead of top-1; higher is better.
 
     Raises:
-        PenjingError: the folder or its train part is missing, a class has no images, a class of
-            another part is not one of train, an unknown data set.
+        PenjingError: the folder or its train part is missing, there are two validation parts, a class
+            has no images, a class of another part is not one of train, an unknown data set, a
+            split that would take a class's last training image.
     """
     kind, _, name = str(data).partition(":")
     if kind == "torchvision":
@@ -78,7 +92,7 @@ def load(
         classes, parts = _image_folder(Path(data))
         preprocessing = preprocessing or _as_first_image(parts["train"][0][0])
     if "validation" not in parts:
-        _split_off(parts, "validation", validation, seed)
+        _split_off(parts, "validation", validation, seed, classes)
     folder = None if kind == "torchvision" else Path(data)
     return _task(classes, parts, preprocessing, seed, loss, score, folder)
 
@@ -109,22 +123,38 @@ def from_arrays(
     Raises:
         PenjingError: an array of another type or shape, labels that do not fit.
     """
-    parts: dict[str, Labelled] = {"train": _checked("train", images, labels)}
-    for name, part in (("test", test), ("validation", validation)):
-        if isinstance(part, tuple):
-            parts[name] = _checked(name, *part)
-        else:
-            _split_off(parts, name, part, seed)
+    asked = {"test": test, "validation": validation}
+    given = {"train": (images, labels)} | {n: p for n, p in asked.items() if isinstance(p, tuple)}
+    parts = {name: _checked(name, *part) for name, part in given.items()}
     largest = max(int(part[1].max()) for part in parts.values())
     names = list(classes) if classes is not None else [str(i) for i in range(largest + 1)]
     if largest >= len(names):
         raise PenjingError(f"Label {largest} is out of range for {len(names)} classes.")
+    for name, amount in asked.items():
+        if not isinstance(amount, tuple):
+            _split_off(parts, name, amount, seed, names)
     channels = images.shape[3] if images.ndim == 4 else 1
     half = (0.5,) * channels
     preprocessing = preprocessing or Preprocessing(
         size=images.shape[1:3], channels=channels, mean=half, std=half
     )
     return _task(names, parts, preprocessing, seed, loss, score, None)
+
+
+def describe(task: Task) -> str:
+    """How many images of each class each part has, in one line; of many classes the range."""
+    return "; ".join(_described(name, part, task.classes) for name, part in task.splits.items())
+
+
+def _described(name: str, part: Split, classes: list[str]) -> str:
+    text = f"{name} {len(part):,} images"
+    if not isinstance(part, Images):
+        return text
+    counts = torch.bincount(part.labels, minlength=len(classes)).tolist()
+    if len(classes) <= MANY_CLASSES:
+        of_each = zip(classes, counts, strict=True)
+        return f"{text} ({', '.join(f'{label} {count:,}' for label, count in of_each)})"
+    return f"{text} ({len(classes):,} classes, {min(counts):,} to {max(counts):,} of each)"
 
 
 def _task(
@@ -150,20 +180,45 @@ def _task(
     return Task(classes, preprocessing, splits, seed, loss, score)
 
 
-def _split_off(parts: dict[str, Labelled], name: str, amount: float | int, seed: int) -> None:
+def _split_off(
+    parts: dict[str, Labelled], name: str, amount: float | int, seed: int, classes: list[str]
+) -> None:
     sources, labels = parts["train"]
     total = len(labels)
     share = isinstance(amount, float)
     count = min(round(amount * total), LARGEST_VALIDATION) if share else int(amount)
-    if not 0 < count < total:
+    most = total - len(labels.unique())
+    if not 0 < count <= most:
         raise PenjingError(
-            f"{name}={amount} splits {count} of {total} training images off for {name}; "
-            f"give a share between 0 and 1, or a number from 1 to {total - 1}."
+            f"{name}={amount} splits {count} of {total} training images off for {name}, of which at "
+            f"most {most} can be taken (one of each class stays); give a share or a number in that "
+            f"range, more images, or a {name} part."
         )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = _stratified(labels, count, seed)
     taken, left = order[:count].sort().values, order[count:].sort().values
     parts[name] = (_select(sources, taken), labels[taken])
     parts["train"] = (_select(sources, left), labels[left])
+    absent = sorted(set(labels.tolist()) - set(labels[taken].tolist()))
+    if absent:
+        few = _listed([classes[index] for index in absent])
+        say(f"{name}: no images of {few}; there are too few of them to split some off")
+
+
+def _stratified(labels: Tensor, count: int, seed: int) -> Tensor:
+    """A random order of the images, int64 ``[N]``, whose first ``count`` are to be split off.
+
+    The first image of each class that has enough comes early and the last of each class late, so that
+    it is on both sides; all others are where chance put them.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels[order]
+    by_class, sizes = shuffled.argsort(stable=True), shuffled.unique(return_counts=True)[1]
+    ends = sizes.cumsum(0)
+    first, last = by_class[ends - sizes], by_class[ends - 1]
+    place = torch.ones(len(labels), dtype=torch.int64)
+    place[first[sizes * count >= len(labels) / 2]] = 0
+    place[last] = 2
+    return order[place.argsort(stable=True)]
 
 
 def _select(sources: Sources, indices: Tensor) -> Sources:
@@ -175,15 +230,10 @@ def _select(sources: Sources, indices: Tensor) -> Sources:
 def _image_folder(root: Path) -> tuple[list[str], dict[str, Labelled]]:
     if not root.is_dir():
         raise PenjingError(f"{root}: no such folder; give one with train/CLASS/*.jpg in it.")
-    folders = {name: root / name for name in ("train", "test") if (root / name).is_dir()}
-    validation = [root / name for name in ("val", "validation") if (root / name).is_dir()]
-    if len(validation) == 2:
-        raise PenjingError(f"{root}: has both val/ and validation/; keep one of them.")
-    if validation:
-        folders["validation"] = validation[0]
+    folders = _part_folders(root)
     if "train" not in folders:
         raise PenjingError(f"{root}: has no train/ folder; expected train/CLASS/*.jpg.")
-    classes = [folder.name for folder in _class_folders(folders["train"])]
+    classes = [folder.name for folder in _folders(folders["train"])]
     if len(classes) < 2:
         raise PenjingError(
             f"{folders['train']}: has {len(classes)} class folders, at least 2 are needed."
@@ -191,7 +241,25 @@ def _image_folder(root: Path) -> tuple[list[str], dict[str, Labelled]]:
     return classes, {name: _folder_part(folder, classes) for name, folder in folders.items()}
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def _part_folders(root: Path) -> dict[str, Path]:
+    """The folder of each part that is there; others are named to the user."""
+    found = {folder.name: folder for folder in _folders(root)}
+    parts = {}
+    for part, names in PARTS.items():
+        present = [name for name in names if name in found]
+        if len(present) > 1:
+            both = " and ".join(f"{name}/" for name in present)
+            raise PenjingError(f"{root}: has both {both}, for one part; keep one of them.")
+        if present:
+            parts[part] = found.pop(present[0])
+    if found and "train" in parts:
+        known = ", ".join(f"{name}/" for names in PARTS.values() for name in names)
+        others = _listed([f"{name}/" for name in found])
+        say(f"{root}: folders that are not read: {others}; those that are: {known}")
+    return parts
+
+
+def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
@@ -199,28 +267,42 @@ def _folder_part(folder: Path, classes: list[str]) -> Labelled:
     positions = {name: index for index, name in enumerate(classes)}
     paths: list[Path] = []
     labels: list[int] = []
-    for class_folder in _class_folders(folder):
+    others = Counter({"in no class folder": sum(not path.is_dir() for path in folder.iterdir())})
+    for class_folder in _folders(folder):
         if class_folder.name not in positions:
             raise PenjingError(
                 f"{class_folder}: class {class_folder.name!r} is not one of the "
                 f"{len(classes)} classes in train/; rename it or add it there."
             )
-        found = sorted(p for p in class_folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise PenjingError(f"{class_folder}: class {class_folder.name!r} has no images.")
-        paths += found
-        labels += [positions[class_folder.name]] * len(found)
+        found = image_files.listing(class_folder)
+        if not found.images:
+            unread = f", only {_counted(found.others)}" if found.others else ""
+            raise PenjingError(
+                f"{class_folder}: class {class_folder.name!r} has no images{unread}; add images "
+                "(JPEG, PNG, ...) or remove the folder."
+            )
+        paths += found.images
+        labels += [positions[class_folder.name]] * len(found.images)
+        others += found.others
     if not paths:
         raise PenjingError(f"{folder}: has no class folders; expected CLASS/*.jpg in it.")
+    if others.total():
+        say(f"{folder}: files that are not read: {_counted(others)}")
     return paths, torch.tensor(labels)
 
 
+def _counted(files: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in files.most_common() if count)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """All ``names``, or of many the first and how many more."""
+    more = len(names) - MANY_CLASSES
+    return ", ".join(names[:MANY_CLASSES]) + (f" and {more} more" if more > 0 else "")
+
+
 def _as_first_image(path: Path) -> Preprocessing:
-    try:
-        with Image.open(path) as image:
-            side = min(*image.size, 224)
-    except OSError as error:
-        raise PenjingError(f"{path}: cannot be read as an image ({error}).") from error
+    side = min(*image_files.read(path).size, 224)
     return Preprocessing(size=side, resize=side, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
@@ -253,7 +335,7 @@ def _checked(name: str, images: NDArray[np.uint8], labels: NDArray[np.integer]) 
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3):
         raise PenjingError(
             f"The {name} images are {images.dtype} {list(images.shape)}; "
-            "expected uint8 [N, H, W, 1 or 3] or [N, H, W]."
+            "expected uint8 [N, H, W, 1 or 3] or [N, H, W]; scale deeper values to 8 bits."
         )
     labels = np.asarray(labels)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or not len(labels):

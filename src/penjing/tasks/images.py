@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from penjing.errors import PenjingError
 from penjing.progress import shown
 from penjing.tasks import augment
+from penjing.tasks.image_files import read
 from penjing.tasks.preprocessing import Preprocessing
 
 # Image decoding releases Python's lock, so threads are enough and errors arrive unchanged.
@@ -114,14 +113,7 @@ class Images:
         if not isinstance(source, Path):
             pixels = source[..., 0] if source.ndim == 3 and source.shape[2] == 1 else source
             return self.preprocessing.pixels(Image.fromarray(pixels))
-        try:
-            # From memory, because Pillow reads small files slowly, a few bytes at a time.
-            return self.preprocessing.pixels(Image.open(io.BytesIO(source.read_bytes())))
-        # Pillow's decoders raise all of these on broken files.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise PenjingError(
-                f"{source}: cannot be read as an image ({error}); repair or remove the file."
-            ) from error
+        return self.preprocessing.pixels(read(source), str(source))
 
     def _decode_into_memory(self, order: Tensor) -> None:
         if self._pixels is None:

@@ -14,7 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from penjing.errors import PenjingError
+from penjing.tasks.image_files import eight_bits
 
+LARGEST = 2**28
+"""Pixels that an image may have when it is resized."""
 Size = int | tuple[int, int]
 """Side of a square, or height and width, px."""
 
@@ -73,14 +76,24 @@ class Preprocessing(BaseModel):
         """Of the model's input, px."""
         return sides(self.size)[1]
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """``image`` resized and cropped: uint8 ``[C, height, width]``."""
-        mode = "L" if self.channels == 1 else "RGB"
-        image = image if image.mode == mode else image.convert(mode)
+    def pixels(self, image: Image.Image, name: str = "The image") -> Tensor:
+        """``image`` in 8 bits a channel, resized and cropped: uint8 ``[C, height, width]``.
+
+        Raises:
+            PenjingError: a depth that cannot be scaled to 8 bits (see
+                ``penjing.tasks.image_files.eight_bits``), or an image so oblong that it would be huge
+                when resized; ``name`` says which image.
+        """
+        image = eight_bits(image, "L" if self.channels == 1 else "RGB", name)
         crop = [self.height, self.width]
         interpolation = InterpolationMode(self.interpolation)
         if self.resize is not None:
             covering = self._covering(self.resize, image.height, image.width)
+            if covering[0] * covering[1] > LARGEST:
+                raise PenjingError(
+                    f"{name}: is {image.height} x {image.width} pixels, which would be resized to "
+                    f"{covering[0]} x {covering[1]} before the crop; crop it, or remove it."
+                )
             image = F.center_crop(F.resize(image, covering, interpolation), crop)
         elif image.size != (self.width, self.height):
             image = F.resize(image, crop, interpolation)
