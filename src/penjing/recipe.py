@@ -32,7 +32,7 @@ from pydantic import (
 )
 from torch import nn
 
-from penjing import snapshot
+from penjing import files, snapshot
 from penjing.errors import PenjingError
 from penjing.recipes import read
 from penjing.tasks import Task
@@ -94,7 +94,7 @@ class Recipe(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        files.write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 def load(recipe: str | Path) -> Recipe:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
+from penjing import files, layers
 from penjing.errors import PenjingError
 from penjing.quantization.grids import InputQuantizer
 from penjing.techniques.quantize import quantize_input
@@ -43,15 +43,13 @@ _KINDS = {kind.__name__: kind for kind in SIZES}
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write ``model`` to ``folder``, which is made if it is missing.
+    """Write ``model`` to ``folder``, whole or not at all, in the place of what is there.
 
     Raises:
-        PenjingError: a technique is still attached to a layer.
+        PenjingError: a technique is still attached to a layer, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     structure: dict[str, dict[str, Any]] = {}
-    # Cloned, because the format has no place for tensors that share memory.
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    tensors = dict(model.state_dict())
     seen: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if parametrize.is_parametrized(module):
@@ -62,11 +60,10 @@ def save(model: nn.Module, folder: Path) -> None:
             structure[name] = _description(module)
             _add_format(name, module, structure[name], tensors)
         seen.setdefault(id(module), name)
-    save_file(tensors, folder / TENSORS)
-    # Last, and at once: a folder without it is no snapshot.
-    partial = folder / (STRUCTURE + ".partial")
-    partial.write_text(json.dumps({"version": VERSION, "layers": structure}, indent=1))
-    partial.replace(folder / STRUCTURE)
+    with files.atomic(folder) as partial:
+        files.save_tensors(partial / TENSORS, tensors)
+        described = json.dumps({"version": VERSION, "layers": structure}, indent=1)
+        files.write_text(partial / STRUCTURE, described)
 
 
 def exists(folder: Path) -> bool:
@@ -124,7 +121,7 @@ def _add_format(
     integer = isinstance(weight_format, layers.IntegerWeights)
     values = weight_format.scale if integer else weight_format.values
     entry["weight_format"] = {"kind": type(weight_format).__name__, "bits": weight_format.bits}
-    tensors[f"{name}.weight_format.values"] = values.detach().cpu().contiguous().clone()
+    tensors[f"{name}.weight_format.values"] = values
 
 
 def _read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:

@@ -20,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from penjing import layers
+from penjing import files, layers
 from penjing.errors import PenjingError
 from penjing.tasks import Task, evaluate, outputs
 from penjing.techniques.distill import Distill, DistillationLoss
@@ -193,7 +192,8 @@ def momentum(settings: TrainSettings, progress: float) -> float:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the model's state as safetensors, replacing ``path`` at once or not at all."""
-    _write(path, {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}, {})
+    tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    files.save_tensors(path, tensors)
 
 
 def _cosine(start: float, end: float, share: float) -> float:
@@ -388,7 +388,9 @@ class _Run:
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        _write(path, tensors, {"place": json.dumps(place), "training": self._identity()})
+        files.save_tensors(
+            path, tensors, {"place": json.dumps(place), "training": self._identity()}
+        )
 
     def restore(self, path: Path) -> None:
         """Go on from what ``save`` wrote."""
@@ -560,15 +562,6 @@ def _bar(shown: bool) -> Progress:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Cloned, because the format has no place for tensors that share memory.
-    apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(apart, partial, metadata)
-    partial.replace(path)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
