@@ -26,8 +26,8 @@ from frontier import CACHE, SHARED, need, penjing, row, unpack
 from penjing.attention import Crop, Detector, Motion, Pipeline, coco
 from penjing.attention.crop import jittered, learn
 from penjing.attention.frames import read
-from penjing.deploy import measure
 from penjing.deploy import runtime_onnxruntime as runtime
+from penjing.deploy.timing import time_calls
 
 HOME = CACHE / "plates"
 MODELS = Path(rapidocr_onnxruntime.__file__).parent / "models"
@@ -222,7 +222,7 @@ def _detection_rows(
     cards: dict[str, dict[str, Any]], detector: Detector, frames: list[np.ndarray]
 ) -> list[dict[str, Any]]:
     turning = cycle(frames)
-    (time,) = measure.time_calls([lambda: detector(next(turning))], runs=3 * len(frames))
+    (time,) = time_calls([lambda: detector(next(turning))], runs=3 * len(frames), settled=0)
     table = []
     for name, goal in (("detector", 45_056), ("small", 20_480)):
         card, figures = cards[name], cards[name]["figures"]
@@ -299,7 +299,7 @@ def _speed_rows(
         ("plates in view", frames, 1 / 8),
         ("no plate in view", covered, 1 / 20),
     ):
-        mine, theirs, still = measure.time_calls(
+        mine, theirs, still = time_calls(
             [
                 _each(shown, lambda frame: (ours.reset(), ours(frame))),
                 _each(shown, lambda frame: peer(turned[id(frame)])),
@@ -308,6 +308,7 @@ def _speed_rows(
             runs=len(shown),
             warmup=2,
             seconds=math.inf,
+            settled=0,
         )
         words = f"at most 1/{round(1 / goal)} of the peer"
         table.append(row(work, "median ms a frame, 1 thread", mine.median_ms, theirs.median_ms, PEER,

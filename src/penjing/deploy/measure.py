@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from penjing import container
-from penjing.deploy import memory_probe
-from penjing.deploy import runtime_onnxruntime as runtime
-from penjing.deploy.timing import SETTLED, Latency, time_calls
-from penjing.errors import PenjingError
+from penjing.deploy import runtime_process
+from penjing.deploy.runtime_process import File, running
+from penjing.deploy.timing import SETTLED, Latency
 from penjing.tasks import Task
 from penjing.tasks import outputs as tasks_outputs
 from penjing.tasks.divergence import columns
@@ -54,21 +51,14 @@ def latency(
     There are ``runs`` runs of each at most: they end when the medians of all files are known to 1 %
     (``settled``; not before the twentieth run), or when ``seconds`` are over.
     """
-    calls = [_inference(path, threads) for path in paths]
-    return time_calls(calls, runs=runs, warmup=warmup, seconds=seconds, settled=settled)
+    files = [File(path) for path in paths]
+    timing = {"runs": runs, "warmup": warmup, "seconds": seconds, "settled": settled}
+    return _timed(files, threads, timing)[0]
 
 
 def peak_rss(path: str | Path) -> int:
     """Peak resident memory, in bytes, of a process that does nothing but run ``path``."""
-    command = [sys.executable, "-I", str(memory_probe.__file__), str(path)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise PenjingError(
-            f"the process that measures the memory of {path} stopped with code {result.returncode}: "
-            f"{result.stderr.strip().splitlines()[-1] if result.stderr.strip() else 'no message'}; "
-            "check that ONNX Runtime can run this file."
-        )
-    return int(result.stdout)
+    return _peak(File(path), threads=1)
 
 
 def score(
@@ -91,27 +81,27 @@ def outputs(
     Args:
         form: as in ``score``; without it a tensor, or a tuple where the file has several outputs.
     """
-    opened = runtime.session(path)
     found, targets = [], []
-    for images, target in task.batches(split, limit=limit):  # type: ignore[arg-type]
-        values = _tensors(opened.run(None, runtime.feed(opened, images.numpy())))
-        if form is not None:
-            found.append(tasks_outputs.like(form, values))
-        else:
-            found.append(values[0] if len(values) == 1 else tuple(values))
-        targets.append(target)
+    with running(File(path)) as outputs_of:
+        for images, target in task.batches(split, limit=limit):  # type: ignore[arg-type]
+            values = _tensors(outputs_of(images.numpy()))
+            if form is not None:
+                found.append(tasks_outputs.like(form, values))
+            else:
+                found.append(values[0] if len(values) == 1 else tuple(values))
+            targets.append(target)
     return tasks_outputs.concatenated(found), torch.cat(targets)
 
 
 def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> Agreement:
     """Compare ``path`` with ``model`` (run in eval mode) on ``batches`` (float32 ``[N, C, H, W]``)."""
-    opened = runtime.session(path)
     worst, same = 0.0, []
-    for batch in batches:
-        expected = _expected(model, batch)
-        found = _tensors(opened.run(None, runtime.feed(opened, batch.numpy())))
-        worst = max([worst, *(_difference(e, f) for e, f in zip(expected, found, strict=True))])
-        same.append((_best(expected[0]) == _best(found[0])).flatten())
+    with running(File(path)) as outputs_of:
+        for batch in batches:
+            expected = _expected(model, batch)
+            found = _tensors(outputs_of(batch.numpy()))
+            worst = max([worst, *(_difference(e, f) for e, f in zip(expected, found, strict=True))])
+            same.append((_best(expected[0]) == _best(found[0])).flatten())
     return Agreement(worst, float(torch.cat(same).double().mean()))
 
 
@@ -183,7 +173,14 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     return float((expected.double() - found.double()).abs().max())
 
 
-def _inference(path: str | Path, threads: int) -> Callable[[], object]:
-    opened = runtime.session(path, threads)
-    feed = runtime.any_image(opened)
-    return lambda: opened.run(None, feed)
+def _timed(
+    files: Sequence[File], threads: int, timing: dict[str, Any]
+) -> tuple[list[Latency], list[dict[str, list[int]]]]:
+    """Latencies of ``files``, and the shapes of what they were fed, by name."""
+    answer, _ = runtime_process.do("time", files, threads=threads, timing=timing)
+    return [Latency(**row) for row in answer["timed"]], answer["shapes"]
+
+
+def _peak(file: File, threads: int) -> int:
+    answer, _ = runtime_process.do("peak", [file], threads=threads, fresh=True)
+    return int(answer["peak"])
