@@ -174,6 +174,7 @@ def test_bad_input_is_one_sentence(
     refused(penjing(*explore, tmp_path / "nowhere", *INPUT, *out), "nowhere")
     refused(penjing(*explore, folder, *INPUT, "--max-size", "huge", *out), "huge", "size")
     refused(penjing(*explore, folder, "--mean", "a", *out), "--mean")
+    refused(penjing("profile", "penjing:lenet5", "--image-size", "64y"), "64y", "height x width")
     refused(penjing("explore", "torchvision:resnet19", "--data", folder, *out), "resnet18")
     refused(penjing("explore", "nonsense", "--data", folder, *out), "nonsense", "torchvision:")
     wrong = ("--weights", weights, "--data", folder, *INPUT)
@@ -205,4 +206,4 @@ def test_a_model_with_another_number_of_classes_is_refused(folder: Path, tmp_pat
         "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 5))\n"
     )
     result = penjing("explore", f"{file}:net", "--data", folder, *INPUT, "-o", tmp_path / "out")
-    refused(result, "5", "2")
+    refused(result, "5", "2", "train 108 images (across 5", "test 40 images (across 20, down 20)")

@@ -105,6 +105,7 @@ def test_every_member_of_the_family_fits_its_name(budget: int, tmp_path: Path, b
     """With random weights, which cannot be packed better than trained ones."""
     splits = training._read(boxes, None, None, None, seed=0)
     task = training.task_of(splits, 64, 96, 3)
+    assert task.preprocessing.size == tuple(task.example.shape[2:]) == (64, 96)
     torch.manual_seed(0)
     net = quantize(HeatMapNet(member(budget, 64, 96)).eval(), task, calibration=8)
     training.align_pixels(net)

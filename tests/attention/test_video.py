@@ -31,7 +31,7 @@ def test_a_video_comes_back_frame_by_frame(tmp_path: Path):
         assert np.abs(shot.frame.astype(int) - frame).mean() < 12
 
 
-def test_a_folder_is_read_by_name(tmp_path: Path):
+def test_a_folder_is_read_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, shade in (("b.png", 200), ("a.png", 100), ("c.txt", 0)):
         if name.endswith("png"):
             cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), shade, np.uint8))
@@ -40,6 +40,7 @@ def test_a_folder_is_read_by_name(tmp_path: Path):
     shots = list(video.read(tmp_path))
     assert [Path(shot.source).name for shot in shots] == ["a.png", "b.png"]
     assert [int(shot.frame[0, 0, 0]) for shot in shots] == [100, 200]
+    assert "1 not read" in capsys.readouterr().err
 
 
 def test_images_are_read_as_red_green_blue(tmp_path: Path):

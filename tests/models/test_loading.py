@@ -115,6 +115,12 @@ def test_preprocessing_of_torchvision_and_timm():
     )
 
 
+def test_preprocessing_of_timms_oblong_and_padded_inputs():
+    oblong = models.preprocessing("timm:vit_base_patch16_sapiens2")
+    assert (oblong.height, oblong.width, oblong.resize) == (1024, 768, None)
+    assert models.preprocessing("timm:volo_d4_448").resize == 448
+
+
 def test_preprocessing_for_another_number_of_channels():
     grey = models.preprocessing("torchvision:resnet18", channels=1)
     assert grey.channels == 1

@@ -12,10 +12,14 @@ from penjing.errors import PenjingError
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    """The image in ``path`` as RGB, uint8 ``[H, W, 3]``. Raises PenjingError when it cannot be."""
+    """The image in ``path`` as RGB, uint8 ``[H, W, 3]``, turned as its EXIF orientation says; of 16
+    bits the upper 8. Raises PenjingError when it cannot be read."""
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
-        raise PenjingError(f"{path}: cannot be read as an image; repair or remove the file.")
+        raise PenjingError(
+            f"{path}: cannot be read as an image; repair or remove the file, or save it with 8 or 16 "
+            "bits a channel."
+        )
     return pixels  # type: ignore[return-value]
 
 

@@ -127,9 +127,8 @@ def task_of(
     """
     parts = {name: BoxImages(part, height, width, channels) for name, part in splits.items()}
     parts["train"] = BoxImages(splits["train"], height, width, channels, hard)
-    plain = Preprocessing(
-        size=width, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels
-    )
+    zero, one = (0.0,) * channels, (1.0,) * channels
+    plain = Preprocessing(size=(height, width), channels=channels, mean=zero, std=one)
     return Task(["object"], plain, parts, custom_loss=detection_loss, custom_score=score)
 
 

@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 from penjing.attention import frames
 from penjing.attention.pipeline import Found
 from penjing.errors import PenjingError
+from penjing.progress import say
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGES = {
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".jp2", ".avif", ".ppm", ".pgm"),
+}
 MOST_VALUES = 256
 """Values of a model's output that a JSON line holds whole."""
 FASTEST = 1000.0
@@ -48,7 +52,8 @@ class Shot:
 
 def read(source: str | Path) -> Iterator[Shot]:
     """The frames of an image, a folder of images (by name), a video file, or a camera by its number
-    or address (``0``, ``rtsp://...``).
+    or address (``0``, ``rtsp://...``). How many files of a folder are not read is said on standard
+    error.
 
     Raises:
         PenjingError: nothing there, or nothing that can be decoded.
@@ -58,7 +63,11 @@ def read(source: str | Path) -> Iterator[Shot]:
     if camera:
         return _video(str(source), int(str(source)) if str(source).isdigit() else str(source), True)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        present = [p for p in path.iterdir() if not p.name.startswith(".")]
+        files = sorted(p for p in present if p.suffix.lower() in IMAGES)
+        if len(present) > len(files) > 0:
+            endings = ", ".join(sorted(IMAGES))
+            say(f"{source}: {len(present) - len(files)} not read, which are no images ({endings})")
         if not files:
             raise PenjingError(f"{source}: has no images ({', '.join(sorted(IMAGES))}) in it.")
         return (_image(file) for file in files)

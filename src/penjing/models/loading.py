@@ -152,10 +152,12 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
     size = tuple(config.input_size[-2:])
     # Squashing distorts the image to the input's shape instead of cropping it.
     squash = config.crop_mode == "squash"
+    # More than 1 (volo) would put the image on a black ground: it fills the input instead.
+    share = min(config.crop_pct, 1.0)
     return Preprocessing(
         size=size,
         channels=config.input_size[0],
-        resize=None if squash else math.floor(min(size) / config.crop_pct),
+        resize=None if squash else math.floor(min(size) / share),
         interpolation=config.interpolation,
         mean=tuple(config.mean),
         std=tuple(config.std),
