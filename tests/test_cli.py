@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from penjing.recipe import load
 
 
-def penjing(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def penjing(*arguments: object, env: dict[str, str] | None = None) -> CompletedProcess[str]:
     command = [sys.executable, "-m", "penjing.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=600
+    )
 
 
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+def refused(result: CompletedProcess[str], *words: str) -> None:
     """One sentence on standard error that holds ``words``, exit code 2, nothing else."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -207,3 +213,60 @@ def test_a_model_with_another_number_of_classes_is_refused(folder: Path, tmp_pat
     )
     result = penjing("explore", f"{file}:net", "--data", folder, *INPUT, "-o", tmp_path / "out")
     refused(result, "5", "2", "train 108 images (across 5", "test 40 images (across 20, down 20)")
+
+
+def test_the_version_is_told() -> None:
+    result = penjing("--version")
+    assert result.stdout.split() == ["penjing", version("penjing")]
+
+
+def test_completion_is_offered() -> None:
+    result = penjing("--show-completion", "bash")
+    assert result.returncode == 0
+    assert "complete " in result.stdout
+
+
+def test_threads_device_and_seed_are_stated_and_used(
+    folder: Path, factory: str, weights: Path, tmp_path: Path
+) -> None:
+    source = ("--weights", weights, "--data", folder, *INPUT)
+    machine = ("--threads", 2, "--seed", 3, "--device", "cpu")
+    result = penjing(
+        "compress", factory, *source, *machine, "--recipe", "int8", "-o", tmp_path, "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "on cpu, 2 threads, seed 3" in result.stderr
+    assert json.loads(result.stdout)["threads"] == 2
+    assert json.loads((tmp_path / "original" / "card.json").read_text())["threads"] == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none_is_one_sentence(
+    folder: Path, factory: str, tmp_path: Path
+) -> None:
+    command = ("compress", factory, "--data", folder, *INPUT, "--recipe", "int8", "-o", tmp_path)
+    refused(penjing(*command, "--device", "cuda"), "--device cuda", "--device cpu")
+
+
+def test_ctrl_c_in_a_training_says_that_it_resumes(folder: Path, tmp_path: Path) -> None:
+    """The user's own net presses Ctrl-C in its tenth step."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import os, signal, torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    steps = 0\n"
+        "    def forward(self, x):\n"
+        "        self.steps += self.training\n"
+        "        if self.steps == 10 and os.environ.get('STOP'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        return super().forward(x.flatten(1))\n"
+        "def net():\n    return Net(768, 2)\n"
+    )
+    command = ("train", f"{file}:net", "--data", folder, *INPUT, "--batch-size", "8", "--epochs", 1)
+    result = penjing(*command, "-o", tmp_path / "w.safetensors", env={"STOP": "1"})
+    assert result.returncode == 130, result.stderr
+    assert result.stderr.splitlines()[-1] == "penjing: stopped; the same command resumes"
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "w.checkpoint").exists()
+    assert penjing(*command, "-o", tmp_path / "w.safetensors").returncode == 0
+    assert (tmp_path / "w.safetensors").exists()

@@ -5,72 +5,59 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from penjing import cli_attend
+import penjing
+from penjing import cli_attend, cli_endings
+from penjing.cli_endings import StoppedError, resumable
+from penjing.cli_inputs import Inputs, Machine, Size, Weights, model_for, with_options
 from penjing.cli_output import print_json, print_rows, print_table, writable
 from penjing.cli_output import report as report_figures
 from penjing.errors import PenjingError
+from penjing.progress import say
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import nn
 
     from penjing.container import Contents
     from penjing.exploration import Study
     from penjing.recipe import Recipe
-    from penjing.tasks import Preprocessing, Task
 
 app = typer.Typer(
     help="Make a trained vision model small and fast enough for a camera device, measured.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_attend.app, name="attend")
 
-Spec = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME, penjing:NAME, FILE.py:FACTORY"
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Trained weights: .safetensors, or .pt/.pth of plain tensors.")
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="A folder with train/CLASS/*.jpg, or torchvision:MNIST and such with --root."
-    ),
-]
-Root = Annotated[Path | None, typer.Option(help="Where the torchvision data set lies.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        "--image-size",
-        help="Of the model's input, pixels: a side, as 224, or height x width, as 192x320.",
-    ),
-]
-Resize = Annotated[
-    int | None,
-    typer.Option(
-        help="Short side before the centre crop, pixels; default: in proportion to the model's own."
-    ),
-]
-Mean = Annotated[
-    str | None, typer.Option(help="Per-channel mean of values in 0..1, as 0.5,0.5,0.5.")
-]
-Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, as 0.2,0.2,0.2.")]
-Interpolation = Annotated[str | None, typer.Option(help="bilinear, bicubic or nearest.")]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"penjing {penjing.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an unexpected error comes from.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[cli_endings.DEBUG] = "1"
 
 
 @app.command()
@@ -99,34 +86,27 @@ def profile(
 
 
 @app.command()
+@resumable
+@with_options
 def train(
-    model: Spec,
-    data: Data,
+    inputs: Inputs,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the weights.")],
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 10.0,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    weights: Weights = None,
-    root: Root = None,
-    image_size: Size = None,
-    resize: Resize = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    seed: Annotated[int, typer.Option(help="Of the order of images and the first weights.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a model and write its weights (.safetensors). A stopped training goes on from there."""
-    import torch
-
     from penjing import training
     from penjing.tasks import evaluate
 
-    torch.manual_seed(seed)
     writable(output)
-    options = (image_size, resize, mean, std, interpolation)
-    net, task = _model_and_task(model, weights, data, root, options)
-    settings = training.TrainSettings(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    net, task = inputs.load()
+    settings = training.TrainSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+    )
     result = training.train(
         net, task, settings, checkpoint=output.with_suffix(".checkpoint"), progress=True
     )
@@ -142,9 +122,10 @@ def train(
 
 
 @app.command()
+@resumable
+@with_options
 def compress(
-    model: Spec,
-    data: Data,
+    inputs: Inputs,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.")],
     recipe: Annotated[
         str | None, typer.Option(help="Name of one of penjing recipes, or a YAML file.")
@@ -156,17 +137,10 @@ def compress(
         str | None,
         typer.Option(help="Instead: the smallest file without training, losing 1%, say."),
     ] = None,
-    weights: Weights = None,
     teacher: Annotated[
         str | None, typer.Option(help="Model to distill from; default: MODEL.")
     ] = None,
     teacher_weights: Weights = None,
-    root: Root = None,
-    image_size: Size = None,
-    resize: Resize = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
     as_json: Json = False,
 ) -> None:
     """Run one recipe, or compress weights to a size or a score; write and measure the artifact."""
@@ -175,17 +149,20 @@ def compress(
 
     steps = _steps(recipe, max_size, max_drop)
     writable(output / "card.json")
-    options = (image_size, resize, mean, std, interpolation)
-    net, task = _model_and_task(model, weights, data, root, options)
-    guide = _model(teacher, teacher_weights, task) if teacher else None
+    net, task = inputs.load()
+    guide = model_for(task, teacher, teacher_weights) if teacher else None
+    if guide is not None:
+        guide.to(next(net.parameters()).device)
     small = recipes.compress(net, task, steps, teacher=guide, cache=output / "cache", progress=True)
-    original = artifact.build(net, task, output / "original", recipe={"name": "original"})
+    threads, before = inputs.measured_threads, output / "original"
+    original = artifact.build(net, task, before, recipe={"name": "original"}, threads=threads)
     card = artifact.build(
         small,
         task,
         output,
         recipe=steps.to_dict(),
-        reference=output / "original" / "model.onnx",
+        reference=before / "model.onnx",
+        threads=threads,
     )
     report_figures(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
 
@@ -227,9 +204,10 @@ def recipes_command(
 
 
 @app.command()
+@resumable
+@with_options
 def explore(
-    model: Spec,
-    data: Data,
+    inputs: Inputs,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
         "study"
     ),
@@ -237,13 +215,6 @@ def explore(
     max_latency: Annotated[str | None, typer.Option(help="Of one image, such as 2ms.")] = None,
     max_drop: Annotated[str | None, typer.Option(help="Loss of score, such as 1%.")] = None,
     time: Annotated[str, typer.Option(help="In total, such as 30m.")] = "30m",
-    weights: Weights = None,
-    root: Root = None,
-    image_size: Size = None,
-    resize: Resize = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
     as_json: Json = False,
 ) -> None:
     """Search all techniques together for the frontier within a budget. Run again to go on."""
@@ -251,11 +222,17 @@ def explore(
 
     budget = exploration.Budget(size=max_size, latency=max_latency, drop=max_drop)
     writable(output / "study.json")
-    options = (image_size, resize, mean, std, interpolation)
-    net, task = _model_and_task(model, weights, data, root, options)
+    net, task = inputs.load()
     command = shlex.join(["penjing", *sys.argv[1:]])
     study = exploration.explore(
-        net, task, budget, folder=output, time=time, name=model, data=data, command=command
+        net,
+        task,
+        budget,
+        folder=output,
+        time=time,
+        name=inputs.model,
+        data=inputs.data,
+        command=command,
     )
     _print_study(study, as_json)
 
@@ -333,94 +310,53 @@ def report(
 
     writable(output)
     pages.write(study, output)
-    Console(stderr=True).print(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 @app.command()
+@resumable
+@with_options
 def demo(
+    machine: Machine,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
         "penjing-demo"
     ),
+    time: Annotated[str, typer.Option(help="Of the search in total, such as 30s.")] = "150s",
     as_json: Json = False,
 ) -> None:
     """Train a small CNN on handwritten digits and explore all techniques on it, in minutes."""
     from penjing import demonstration
 
     writable(output / "study.json")
-    _print_study(demonstration.run(output), as_json)
+    device = machine.start()
+    study = demonstration.run(
+        output, time=time, seed=machine.seed, device=device, threads=machine.measured_threads
+    )
+    _print_study(study, as_json)
 
 
 def main() -> None:
     """Run the command line; what a user can put right is one sentence and exit code 2."""
-    try:
-        app()
-    except PenjingError as error:
-        Console(stderr=True, soft_wrap=True).print(f"penjing: {error}", markup=False, style="red")
-        sys.exit(2)
+    cli_endings.run(app)
 
 
-def _model_and_task(
-    spec: str, weights: Path | None, data: str, root: Path | None, options: tuple[Any, ...]
-) -> tuple[nn.Module, Task]:
-    from penjing import models, tasks
-    from penjing.progress import say
-
-    preprocessing = _preprocessing(models.preprocessing(spec), *options)
-    task = tasks.load(data, preprocessing, root=root)
-    say(tasks.describe(task))
-    net = _model(spec, weights, task)
-    task.check(net)
-    return net, task
-
-
-def _model(spec: str, weights: Path | None, task: Task) -> nn.Module:
-    from penjing import models
-
-    channels = task.preprocessing.channels
-    return models.load(spec, weights=weights, num_classes=len(task.classes), channels=channels)
-
-
-def _preprocessing(
-    known: Preprocessing | None,
-    size: str | None,
-    resize: int | None,
-    mean: str | None,
-    std: str | None,
-    interpolation: str | None,
-) -> Preprocessing | None:
-    """The model's own preprocessing with the options given on the command line in its place."""
-    from penjing.tasks.preprocessing import adapted, parse_size
-
-    return adapted(
-        known,
-        size=parse_size(size) if size else None,
-        resize=resize,
-        mean=_floats(mean, "--mean"),
-        std=_floats(std, "--std"),
-        interpolation=interpolation,
-    )
-
-
-def _floats(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise PenjingError(
-            f"{option} must be numbers with commas between, found {text!r}"
-        ) from error
-
-
-def _print_study(study: Study, as_json: bool) -> None:
+def _show_study(study: Study, as_json: bool) -> None:
     from penjing import report as pages
-    from penjing.exploration.budget import describe
 
     if as_json:
         print_json(study.to_dict())
     else:
         print_table(pages.table(study.to_dict()))
-        Console(stderr=True).print(f"report: {study.folder / 'report.html'}")
+        say(f"report: {study.folder / 'report.html'}")
+
+
+def _print_study(study: Study, as_json: bool) -> None:
+    from penjing.exploration.budget import describe
+
+    if study.points:
+        _show_study(study, as_json)
+    if study.stopped:
+        raise StoppedError
     if study.best is None:
         point, excess = study.nearest()
         raise PenjingError(

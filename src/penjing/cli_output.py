@@ -25,6 +25,11 @@ def writable(path: Path) -> None:
         ) from error
 
 
+def fail(sentence: str) -> None:
+    """Why a command ended, in one line on standard error."""
+    Console(stderr=True, soft_wrap=True).print(f"penjing: {sentence}", markup=False, style="red")
+
+
 def report(figures: dict[str, Any], as_json: bool) -> None:
     """Figures by name; in the table only those that are one value."""
     if as_json:

@@ -14,7 +14,6 @@ from penjing.tasks import Preprocessing, Task, from_arrays
 from penjing.training import TrainSettings, train
 
 BUDGET = Budget(size="20KB", drop="1%")
-TIME = "150s"
 
 
 class DigitsNet(nn.Sequential):
@@ -34,26 +33,47 @@ class DigitsNet(nn.Sequential):
         )
 
 
-def digits() -> Task:
-    """The 1,797 digits of scikit-learn, 8×8 grey, as a task."""
+def digits(seed: int = 0) -> Task:
+    """The 1,797 digits of scikit-learn, 8×8 grey, as a task; ``seed`` splits them in three parts."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = np.round(data.images[..., None] * (255 / 16)).astype(np.uint8)
     preprocessing = Preprocessing(size=8, channels=1, resize=None, mean=(0.3,), std=(0.38,))
-    return from_arrays(images, data.target, preprocessing=preprocessing)
+    return from_arrays(images, data.target, preprocessing=preprocessing, seed=seed)
 
 
-def run(folder: Path) -> Study:
-    """Train the net (seconds), then explore; a demo that was stopped goes on in ``folder``."""
-    torch.manual_seed(0)
-    console = Console(stderr=True)
-    task, model = digits(), DigitsNet()
-    console.print("training a small CNN on scikit-learn's handwritten digits")
+def run(
+    folder: Path,
+    *,
+    time: str = "150s",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> Study:
+    """Train the net (seconds), then explore; a demo that was stopped resumes in ``folder``.
+
+    Args:
+        time: of the exploration in total, over all runs.
+        seed: of all that is random.
+        device: to train and calibrate on.
+        threads: of the runtime, for the latencies.
+    """
+    torch.manual_seed(seed)
+    task, model = digits(seed), DigitsNet().to(device)
+    Console(stderr=True).print("training a small CNN on scikit-learn's handwritten digits")
     settings = TrainSettings(epochs=20, batch_size=64, optimizer="adamw", lr=2e-3)
     train(model, task, settings, checkpoint=folder / "training", progress=True)
-    name, data = "digits CNN", "scikit-learn digits"
-    return explore(model, task, BUDGET, folder=folder, time=TIME, name=name, data=data)
+    return explore(
+        model,
+        task,
+        BUDGET,
+        folder=folder,
+        time=time,
+        name="digits CNN",
+        data="scikit-learn digits",
+        threads=threads,
+    )
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:

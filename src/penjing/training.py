@@ -52,7 +52,7 @@ class TrainSettings(BaseModel):
         augment: shift and mirror the training images at random; a number is the largest shift, as
             a share of the side (true: an eighth).
         distill: learn from a teacher, too.
-        seed: of the order of the images, augmentation and dropout.
+        seed: of the order of the images, augmentation and dropout, beside the task's own seed.
         time_budget: seconds after which training ends. Learning rate and techniques then follow
             the time, so that their schedules are complete. The last validation comes on top.
     """
@@ -135,7 +135,7 @@ def train(
         )
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), _interruptible() as interrupted:
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(task.seed * 1_000_003 + settings.seed)
         run = _Run(model, task, settings, techniques, teacher)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)

@@ -80,16 +80,18 @@ def build(
     reference: Path | None = None,
     finish: Sequence[InPlacePass] = (),
     figures: Callable[[Path], dict[str, float]] | None = None,
+    threads: int = 1,
 ) -> Card:
     """Write ``model.onnx``, ``model.penjing`` and ``card.json`` to ``folder`` (made if missing).
 
     Args:
-        model: a baked model.
+        model: a baked model, on any device.
         recipe: how it was made.
         split: on which the file is scored.
         reference: an ONNX file that is timed in turns with this one.
         finish: passes that run on the exported graph at the end.
         figures: more measurements of ``model.onnx``, for the card.
+        threads: of the runtime, for the latency.
 
     Raises:
         PenjingError: the model cannot be exported, or the runtime cannot run it.
@@ -110,7 +112,7 @@ def build(
         macs=costs.macs,
         onnx_bytes=path.stat().st_size,
         packed_bytes=container.pack(path, packed),
-        **_measurements(task, path, split, reference, form),
+        **_measurements(task, path, split, reference, form, threads),
         export_max_error=agreement.max_error,
         export_top1_agreement=agreement.top1,
         figures=figures(path) if figures else {},
@@ -118,6 +120,7 @@ def build(
         layers=[_describe(model, layer) for layer in costs.layers],
         versions={package: metadata.version(package) for package in PACKAGES},
         cpu=cpu(),
+        threads=threads,
     )
     write(card, folder)
     return card
@@ -129,9 +132,9 @@ def write(card: Card, folder: Path) -> None:
 
 
 def _measurements(
-    task: Task, path: Path, split: str, reference: Path | None, form: Any
+    task: Task, path: Path, split: str, reference: Path | None, form: Any, threads: int
 ) -> dict[str, Any]:
-    timed = measure.latency([path, *([reference] if reference else [])])
+    timed = measure.latency([path, *([reference] if reference else [])], threads=threads)
     return {
         "latency_ms": timed[0].median_ms,
         "latency_p10_ms": timed[0].p10_ms,

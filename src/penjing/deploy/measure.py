@@ -153,10 +153,11 @@ def _unpacked(path: Path, target: Path) -> Path:
 
 def _expected(model: nn.Module, batch: Tensor) -> list[Tensor]:
     training = model.training
+    device = next((p.device for p in model.parameters()), batch.device)
     with torch.no_grad():
-        output = model.eval()(batch)
+        output = model.eval()(batch.to(device))
     model.train(training)
-    return tasks_outputs.tensors(output)
+    return [tensor.cpu() for tensor in tasks_outputs.tensors(output)]
 
 
 def _tensors(values: Sequence[np.ndarray]) -> list[Tensor]:

@@ -51,6 +51,7 @@ def explore(
     name: str = "model",
     data: str = "data",
     command: str | None = None,
+    threads: int = 1,
     progress: bool = True,
 ) -> Study:
     """Find the frontier of smaller and faster versions of ``model``.
@@ -65,9 +66,11 @@ def explore(
         time: how long in total, over all runs of this study: ``"30m"``, ``"2h"`` or seconds.
         name, data, command: how the report calls the model, the data, and what goes on with both.
 
+        threads: of the runtime, for all latencies of the study.
+
     Returns:
         The study, whose ``best`` is None if nothing met the budget. Ctrl-C ends the search early
-        with everything measured so far in it.
+        with everything measured so far in it; ``stopped`` is then true.
 
     Raises:
         PenjingError: the model does not fit the task, or the folder cannot be used.
@@ -75,12 +78,13 @@ def explore(
     task.check(model)
     about = {"model": name, "data": data, "command": command, "seed": task.seed}
     about["key"] = identity(task, model).hexdigest()[:16]
+    about["threads"] = threads
     study = Study(Path(folder), about, budget or Budget())
-    search = _Search(model, task, study, parse_quantity(time, SECONDS, "time"), progress)
+    search = _Search(model, task, study, parse_quantity(time, SECONDS, "time"), threads, progress)
     try:
         search.run()
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from here")
+        study.stopped = True
     if BASELINE in study.points:
         study.write()
         report.write(study.folder, study.folder / "report.html")
@@ -91,11 +95,17 @@ class _Search:
     """One run of the engine over a study."""
 
     def __init__(
-        self, model: nn.Module, task: Task, study: Study, limit_s: float, progress: bool
+        self,
+        model: nn.Module,
+        task: Task,
+        study: Study,
+        limit_s: float,
+        threads: int,
+        progress: bool,
     ) -> None:
         self.model = copy.deepcopy(model).eval()
         self.form = outputs_of(self.model, task.batches("train", 1, limit=1))[0]
-        self.task, self.study, self.limit_s = task, study, limit_s
+        self.task, self.study, self.limit_s, self.threads = task, study, limit_s, threads
         self.before_s, self.start = study.elapsed_s, clock.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -130,7 +140,11 @@ class _Search:
         self.say("measuring the original")
         folder = Path("trials") / BASELINE
         card = artifact.build(
-            self.model, self.task, self.study.folder / folder, recipe={"name": BASELINE}
+            self.model,
+            self.task,
+            self.study.folder / folder,
+            recipe={"name": BASELINE},
+            threads=self.threads,
         )
         self.study.add(Point(**card.model_dump(), folder=str(folder)))
 
@@ -178,9 +192,8 @@ class _Search:
 
     def propose(self, epochs: float) -> Candidate:
         """A combination not yet tried, from a sampler that knows all trained points."""
-        sampler = optuna.samplers.TPESampler(
-            seed=len(self.study.points), multivariate=True, n_startup_trials=6
-        )
+        seed = (self.task.seed * 1_000_003 + len(self.study.points)) % 2**32
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=6)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         known = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
         for point in self.study.points.values():
@@ -262,6 +275,7 @@ class _Search:
             self.study.folder / folder,
             recipe=recipe.to_dict(),
             reference=self.study.folder / self.study.baseline.folder / "model.onnx",
+            threads=self.threads,
         )
         recipe.save(self.study.folder / folder / "recipe.yaml")
         return Point(
@@ -301,4 +315,6 @@ class _Search:
     def prefix(self, recipe: Recipe) -> artifact.Card:
         model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
         with tempfile.TemporaryDirectory() as folder:
-            return artifact.build(model, self.task, Path(folder), recipe=recipe.to_dict())
+            return artifact.build(
+                model, self.task, Path(folder), recipe=recipe.to_dict(), threads=self.threads
+            )

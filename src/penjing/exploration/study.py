@@ -61,15 +61,21 @@ class Study:
 
     Args:
         folder: where the study lives; made if missing, gone on with if it holds a study.
-        about: what the study is of (``model``, ``data``, ``key``...); ``key`` must not change.
+        about: what the study is of (``model``, ``data``, ``key``...); ``key`` must not change, nor
+            ``threads`` of the runtime.
+
+    Attributes:
+        stopped: whether Ctrl-C ended the search.
 
     Raises:
-        PenjingError: the folder cannot be written, or holds a study of another model or data.
+        PenjingError: the folder cannot be written, or holds a study of another model or data, or one
+            measured with another number of threads.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], budget: Budget) -> None:
         self.folder, self.about, self.budget = folder, about, budget
         self.elapsed_s = 0.0
+        self.stopped = False
         self.failures: dict[str, str] = {}
         try:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
@@ -173,6 +179,12 @@ class Study:
             raise PenjingError(
                 f"{self.folder} holds a study of {state['about']['model']} on "
                 f"{state['about']['data']} with other weights or data; choose another folder with -o"
+            )
+        before, now = (about.get("threads", 1) for about in (state["about"], self.about))
+        if before != now:
+            raise PenjingError(
+                f"{self.folder} holds a study measured with {before} threads of the runtime, not "
+                f"{now}; give --threads {before}, or choose another folder with -o"
             )
         self.about = state["about"] | self.about
         self.elapsed_s, self.failures = state["elapsed_s"], state["failures"]
