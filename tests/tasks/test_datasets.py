@@ -1,3 +1,4 @@
+import os
 import struct
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def break_nothing_there(root):
 
 def break_train(root):
     make_folder(root, ("val", "test"))
-    return root, "no train/ folder"
+    return root, r"no train/ folder \(but test/, val/\)"
 
 
 def break_empty_class(root):
@@ -179,6 +180,25 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(("bits", "said"), [(12, True), (16, False)])
+def test_images_that_leave_upper_bits_unused_are_named(tmp_path, capsys, bits, said):
+    values = np.linspace(0, 2**bits - 1, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.fromarray(values).save(tmp_path / "train" / name / f"{index}.png")
+    tasks.load(tmp_path)
+    assert ("the upper 4 are 0" in capsys.readouterr().err) is said
+
+
+def test_names_that_are_no_unicode_are_read(tmp_path):
+    make_folder(tmp_path)
+    image = tmp_path / "train" / "cat" / "0.png"
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    task = tasks.load(tmp_path)
+    assert len(task.fingerprint) == 64 and len(next(task.batches("train"))[0]) == 12
+
+
 def test_nothing_is_said_of_folders_that_are_read_whole(tmp_path, capsys):
     tasks.load(make_folder(tmp_path))
     assert capsys.readouterr().err == ""
@@ -237,8 +257,8 @@ def test_counts_of_each_class_are_described():
     parts = {"validation": (images[:6], labels[:6]), "test": (images[18:24], labels[18:24])}
     task = tasks.from_arrays(images, labels, classes=["cat", "dog"], **parts)
     assert tasks.describe(task) == (
-        "train 40 images (cat 20, dog 20); test 6 images (cat 2, dog 4); "
-        "validation 6 images (cat 6, dog 0)"
+        "train 40 images (cat 20, dog 20); validation 6 images (cat 6, dog 0); "
+        "test 6 images (cat 2, dog 4)"
     )
     many = np.repeat(np.arange(12), np.arange(10, 22))
     task = tasks.from_arrays(np.zeros((len(many), 2, 2), np.uint8), many, **parts)
@@ -288,6 +308,14 @@ def test_torchvision_data_set(tmp_path):
 def test_says_what_is_wrong_with_a_torchvision_set(tmp_path, name, root, message):
     with pytest.raises(PenjingError, match=message):
         tasks.load(name, root=root and tmp_path / root)
+
+
+def test_a_damaged_torchvision_set_is_one_sentence(tmp_path):
+    write_mnist(tmp_path, np.zeros((50, 28, 28), np.uint8), np.zeros(50, np.uint8))
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(PenjingError, match="finds no MNIST there"):
+        tasks.load("torchvision:MNIST", root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,19 @@ def test_pixels_of_arrays_are_scaled_or_rejected_too():
         plain.pixels(Image.fromarray(DEEP.astype(np.int32)))
 
 
+def test_bits_that_are_unused_are_counted(tmp_path):
+    values = {"deep": DEEP, "dim": TWELVE, "dimmer": TWELVE // 4}
+    for name, pixels in values.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    deep, dim, dimmer = (tmp_path / f"{name}.png" for name in values)
+    twelve = tmp_path / "twelve.tif"
+    twelve.write_bytes(tiff(twelve_bits(TWELVE), bits=12))
+    assert image_files.unused_bits([dim, dimmer]) == 4
+    assert image_files.unused_bits([dimmer]) == 6
+    assert image_files.unused_bits([dim, deep]) == 0
+    assert image_files.unused_bits([twelve]) == 0
+
+
 def test_huge_images_are_rejected_by_name(tmp_path, monkeypatch):
     path = tmp_path / "huge.png"
     Image.new("L", (100, 100)).save(path)

@@ -39,6 +39,9 @@ PARTS = {
 }
 """The folders that a part may be in."""
 LARGEST_VALIDATION = 5000
+LOOKED_AT = 8
+"""Images in which unused bits are looked for."""
+DEEP_ENDINGS = (".png", ".tif", ".tiff", ".pgm", ".jp2")
 MANY_CLASSES = 10
 """More than so many are not listed one by one."""
 LARGEST_IN_MEMORY = 2**30
@@ -143,7 +146,8 @@ def from_arrays(
 
 def describe(task: Task) -> str:
     """How many images of each class each part has, in one line; of many classes the range."""
-    return "; ".join(_described(name, part, task.classes) for name, part in task.splits.items())
+    parts = [(name, task.splits[name]) for name in PARTS if name in task.splits]
+    return "; ".join(_described(name, part, task.classes) for name, part in parts)
 
 
 def _described(name: str, part: Split, classes: list[str]) -> str:
@@ -232,7 +236,10 @@ def _image_folder(root: Path) -> tuple[list[str], dict[str, Labelled]]:
         raise PenjingError(f"{root}: no such folder; give one with train/CLASS/*.jpg in it.")
     folders = _part_folders(root)
     if "train" not in folders:
-        raise PenjingError(f"{root}: has no train/ folder; expected train/CLASS/*.jpg.")
+        here = _listed([f"{folder.name}/" for folder in _folders(root)]) or "none"
+        raise PenjingError(
+            f"{root}: has no train/ folder (but {here}); expected train/CLASS/*.jpg."
+        )
     classes = [folder.name for folder in _folders(folders["train"])]
     if len(classes) < 2:
         raise PenjingError(
@@ -288,6 +295,7 @@ def _folder_part(folder: Path, classes: list[str]) -> Labelled:
         raise PenjingError(f"{folder}: has no class folders; expected CLASS/*.jpg in it.")
     if others.total():
         say(f"{folder}: files that are not read: {_counted(others)}")
+    _name_dim_images(paths)
     return paths, torch.tensor(labels)
 
 
@@ -299,6 +307,17 @@ def _listed(names: Sequence[str]) -> str:
     """All ``names``, or of many the first and how many more."""
     more = len(names) - MANY_CLASSES
     return ", ".join(names[:MANY_CLASSES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _name_dim_images(paths: Sequence[Path]) -> None:
+    sample = paths[:: -(-len(paths) // LOOKED_AT)]
+    if all(path.suffix.lower() in DEEP_ENDINGS for path in sample):
+        unused = image_files.unused_bits(sample)
+        if unused >= 4:
+            say(
+                f"{sample[0]} and others like it have 16 bits, of which the upper {unused} are 0: they "
+                "are read as nearly black; scale them to 16 bits if the camera has fewer"
+            )
 
 
 def _as_first_image(path: Path) -> Preprocessing:
@@ -318,9 +337,10 @@ def _torchvision(name: str, root: str | Path | None) -> tuple[list[str], dict[st
     try:
         # CIFAR's files are pickles: torchvision reads them only if their MD5 is the published one.
         sets = {"train": kind(root, train=True), "test": kind(root, train=False)}
-    except RuntimeError as error:
+    # Damaged files raise whatever the parsing of their headers does.
+    except Exception as error:
         raise PenjingError(
-            f"{root}: torchvision finds no {name} there ({error}); "
+            f"{root}: torchvision finds no {name} there ({error or type(error).__name__}); "
             "penjing does not download, put the data set there first."
         ) from error
     parts: dict[str, Labelled] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -121,15 +122,40 @@ def eight_bits(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Imag
         ) from error
 
 
+def unused_bits(paths: Sequence[Path]) -> int:
+    """How many of the upper bits are 0 in all of the grey images of 16 bits in ``paths``; 0 if one has
+    another depth. Cameras of 10 or 12 bits write such files, which look nearly black.
+
+    Raises:
+        PenjingError: a file cannot be read.
+    """
+    largest = 0
+    for path in paths:
+        image = read(path)
+        if _white(image) != 65535:
+            return 0
+        largest = max(largest, int(np.asarray(image).max()))
+    return 16 - largest.bit_length() if largest else 0
+
+
+def _white(image: Image.Image) -> float | None:
+    """The value of white in a grey image of more than 8 bits; None where the file does not say."""
+    if image.mode == "F":
+        return 1.0
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
+        return 2.0 ** image.tag_v2.get(BITS, (16,))[0] - 1
+    # Pillow makes 32-bit integers of the 16 bits of PPM files, and before version 11 of PNG files.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return 65535.0
+    return None
+
+
 def _scaled(image: Image.Image, tags: ImageFileDirectory_v2 | None, name: str) -> np.ndarray:
     """Grey values of more than 8 bits, uint8 ``[H, W]``."""
-    values, white = np.asarray(image, np.float32), 65535.0
-    if image.mode == "F":
-        white = 1.0
-    elif image.mode.startswith("I;16"):
-        white = 2.0 ** tags.get(BITS, (16,))[0] - 1 if tags else white
-    elif image.format not in ("PNG", "PPM"):  # of which Pillow makes 32-bit integers of 16 bits
+    white = _white(image)
+    if white is None:
         raise PenjingError(f"{name}: has integers of 32 bits, whose white is not known; {DEEP}.")
+    values = np.asarray(image, np.float32)
     if not (values.min() >= 0 and values.max() <= white):
         kind = "floats" if image.mode == "F" else "integers"
         raise PenjingError(
