@@ -242,12 +242,20 @@ def bench(
     files: Annotated[list[Path], typer.Argument(help="model.onnx or model.penjing, one or more.")],
     runs: Annotated[int, typer.Option(help="Runs of each file, interleaved.")] = 200,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an input whose size a file leaves open: 1x3x224x224, or, for several inputs, "
+            "image=1x3x224x224,mask=1x1x224x224."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure artifacts on this machine: bytes, median latency and its spread, memory."""
-    from penjing.deploy import measure
+    from penjing.deploy import feeds, measure
 
-    rows = measure.bench(files, runs=runs, threads=threads)
+    shapes = feeds.parse(shape) if shape else None
+    rows = measure.bench(files, runs=runs, threads=threads, shapes=shapes)
     if as_json:
         print_json(rows)
     else:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
 from penjing import container
-from penjing.deploy import runtime_process
+from penjing.deploy import onnx_files, runtime_process
+from penjing.deploy.feeds import Shapes
 from penjing.deploy.runtime_process import File, running
 from penjing.deploy.timing import SETTLED, Latency
+from penjing.errors import PenjingError
 from penjing.tasks import Task
 from penjing.tasks import outputs as tasks_outputs
 from penjing.tasks.divergence import columns
@@ -106,49 +110,104 @@ def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> 
 
 
 def bench(
-    paths: Sequence[str | Path], *, runs: int = 200, threads: int = 1
-) -> list[dict[str, str | int | float]]:
+    paths: Sequence[str | Path],
+    *,
+    runs: int = 200,
+    threads: int = 1,
+    shapes: Shapes | None = None,
+) -> list[dict[str, Any]]:
     """Bytes, latency and peak memory of every ``.onnx`` or ``.penjing`` file, timed in turns.
 
-    Raises ``PenjingError`` for a file that cannot be read or run.
+    Args:
+        runs: of each file, exactly.
+        threads: of the runtime, for both times and memory.
+        shapes: of inputs by name, where a file leaves more open than the number of images (which
+            is 1 then); the name may be empty for the only input.
+
+    Returns:
+        For each file its ``bytes`` with those of ``data_files`` beside it that hold weights, and
+        under ``shapes`` what it was fed.
+
+    Raises:
+        PenjingError: a file cannot be read or run, a shape is missing or does not fit.
     """
+    for option, value in (("runs", runs), ("threads", threads)):
+        if value < 1:
+            raise PenjingError(f"{option} must be at least 1, found {value}.")
     with tempfile.TemporaryDirectory() as folder:
-        files = [_unpacked(Path(path), Path(folder, f"{i}.onnx")) for i, path in enumerate(paths)]
-        timed = latency(files, runs=runs, threads=threads, seconds=math.inf, settled=0)
+        found = [_found(Path(p), Path(folder, f"{i}.onnx")) for i, p in enumerate(paths)]
+        files = _shaped(found, shapes or {})
+        timing = {"runs": runs, "seconds": math.inf, "settled": 0}
+        timed, fed = _timed(files, threads, timing)
         return [
             {
-                "file": str(path),
-                "bytes": Path(path).stat().st_size,
+                "file": file.name,
+                "data_files": [str(path) for path in data],
+                "bytes": sum(path.stat().st_size for path in [Path(file.name), *data]),
                 "latency_ms": row.median_ms,
                 "latency_p10_ms": row.p10_ms,
                 "latency_p90_ms": row.p90_ms,
-                "peak_rss_bytes": peak_rss(file),
+                "peak_rss_bytes": _peak(file, threads),
                 "runs": row.runs,
                 "threads": threads,
+                "shapes": shape,
             }
-            for path, file, row in zip(paths, files, timed, strict=True)
+            for (_, _, data), file, row, shape in zip(found, files, timed, fed, strict=True)
         ]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of ``bench`` for a terminal."""
-    shown = Table("file", "KB", "median ms", "p10 ms", "p90 ms", "peak MB")
+    threads = rows[0]["threads"]
+    shown = Table("file", "KB", "input", "median ms", "p10 ms", "p90 ms", "peak MB")
+    shown.caption = f"{threads} thread{'s' if threads > 1 else ''}"
     for row in rows:
         times = (row[key] for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"))
+        fed = ("x".join(map(str, shape)) or "scalar" for shape in row["shapes"].values())
         shown.add_row(
-            row["file"],
+            escape("\n".join([row["file"], *(f"+ {path}" for path in row["data_files"])])),
             f"{row['bytes'] / 1000:.1f}",
+            "\n".join(fed) or "none",
             *(f"{ms:.3f}" for ms in times),
             f"{row['peak_rss_bytes'] / 1e6:.1f}",
         )
     return shown
 
 
-def _unpacked(path: Path, target: Path) -> Path:
-    if path.suffix != ".penjing":
-        return path
-    container.unpack(path, target)
-    return target
+def _found(path: Path, unpacked: Path) -> tuple[File, ModelProto, list[Path]]:
+    """What to run for ``path``, its graph, and the files beside it that hold its weights."""
+    if path.suffix == ".penjing":
+        container.unpack(path, unpacked)
+        return File(unpacked, str(path)), onnx_files.read(unpacked, path), []
+    model = onnx_files.read(path, path)
+    return File(path), model, onnx_files.data_files(model, path)
+
+
+def _shaped(found: Sequence[tuple[File, ModelProto, list[Path]]], shapes: Shapes) -> list[File]:
+    """The files with those of ``shapes`` that are of their inputs."""
+    inputs = [onnx_files.inputs(model) for _, model, _ in found]
+    known = {name for names in inputs for name in names}
+    for name in shapes.keys() - known - {""}:
+        raise PenjingError(
+            f"--shape names the input {name}, which none of the files has; their inputs are "
+            f"{', '.join(sorted(known)) or 'none'}."
+        )
+    files = []
+    for (file, _, _), names in zip(found, inputs, strict=True):
+        given = {name: tuple(shapes[name]) for name in shapes if name in names or not name}
+        files.append(replace(file, shapes=given))
+        _check_axes(files[-1], names)
+    return files
+
+
+def _check_axes(file: File, inputs: dict[str, bool]) -> None:
+    """The runtime takes an input of which the file says no shape for a scalar, without a word."""
+    for name, has_shape in inputs.items():
+        if not has_shape and not {name, ""} & file.shapes.keys():
+            raise PenjingError(
+                f"{file.name} says nothing of the shape of its input {name}; say it: --shape "
+                f"{name}=1x3x224x224, for example."
+            )
 
 
 def _expected(model: nn.Module, batch: Tensor) -> list[Tensor]:

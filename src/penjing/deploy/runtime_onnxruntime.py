@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,6 @@ from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
     import onnx
-
-Shapes = Mapping[str, Sequence[int]]
-"""Shapes of inputs by name; the name of a file's only input may be empty."""
-
-FLOATS = {"float": np.float32, "float16": np.float16, "double": np.float64}
-BYTES = {"uint8": np.uint8, "int8": np.int8}
-INTEGERS = {
-    **{f"int{bits}": np.dtype(f"int{bits}") for bits in (16, 32, 64)},
-    **{f"uint{bits}": np.dtype(f"uint{bits}") for bits in (16, 32, 64)},
-}
-BFLOAT16 = 16
-"""ONNX's number of the type that NumPy has not; its values are the high halves of float32."""
 
 
 def session(
@@ -90,72 +78,6 @@ def optimized(source: Source) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def feed(opened: ort.InferenceSession, batch: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    """``batch`` float32 ``[N, C, H, W]`` as ``opened`` takes it; ``name`` is of its file.
-
-    A file that takes uint8 takes pixels ``[N, H, W, C]``; the batch is then in [0, 1].
-
-    Raises:
-        PenjingError: the file takes anything else than one tensor of floats or pixels.
-    """
-    inputs = opened.get_inputs()
-    kind = _kind(inputs[0].type) if len(inputs) == 1 else ""
-    if kind == "uint8":
-        batch = np.rint(np.asarray(batch) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        return {inputs[0].name: np.ascontiguousarray(batch)}
-    if kind not in FLOATS:
-        raise PenjingError(
-            f"{name} takes {_described(inputs)}; expected one tensor, the images, of floats or uint8 "
-            "pixels."
-        )
-    return {inputs[0].name: np.asarray(batch, FLOATS[kind])}
-
-
-def feeds(opened: ort.InferenceSession, shapes: Shapes, name: str) -> dict[str, np.ndarray]:
-    """A value of the right type and shape for each input of ``opened``, whatever they are.
-
-    Floats are normal, bytes uniform, truth values true (no mask hides anything), and other integers
-    0, which is a valid index. bfloat16 comes as its bits, uint16.
-
-    Args:
-        shapes: of inputs whose height or width, say, the file leaves open. A first axis that is
-            open alone needs none: it is 1.
-        name: of the file, for errors.
-
-    Raises:
-        PenjingError: an input is no tensor of numbers; its shape is open, or does not fit that in
-            ``shapes``.
-    """
-    random = np.random.default_rng(0)
-    inputs = opened.get_inputs()
-    if "" in shapes and len(inputs) != 1:
-        raise PenjingError(
-            f"{name} takes {_described(inputs)}; say which input has the shape {_shape(shapes[''])}: "
-            "--shape NAME=SHAPE, with commas between several."
-        )
-    given = [shapes.get(image.name, shapes.get("")) for image in inputs]
-    sizes = _open_sizes(inputs, given)
-    return {
-        image.name: _values(image, _size(image, shape, sizes, name), random, name)
-        for image, shape in zip(inputs, given, strict=True)
-    }
-
-
-def runner(opened: ort.InferenceSession, values: dict[str, np.ndarray]) -> Callable[[], object]:
-    """A function that runs ``opened`` once on ``values``, made by ``feeds``."""
-    ends = [*opened.get_inputs(), *opened.get_outputs()]
-    if not any(end.type == "tensor(bfloat16)" for end in ends):
-        return lambda: opened.run(None, values)
-    bits = {image.name for image in opened.get_inputs() if image.type == "tensor(bfloat16)"}
-    held = {
-        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value, BFLOAT16)
-        if name in bits
-        else ort.OrtValue.ortvalue_from_numpy(value)
-        for name, value in values.items()
-    }
-    return lambda: opened.run_with_ort_values(None, held)
-
-
 def arrays(outputs: Sequence[Any], name: str) -> list[np.ndarray]:
     """``outputs`` of the file ``name``, all of them tensors of numbers.
 
@@ -163,17 +85,18 @@ def arrays(outputs: Sequence[Any], name: str) -> list[np.ndarray]:
         PenjingError: one is text, a sequence or a map.
     """
     for index, output in enumerate(outputs):
-        if not isinstance(output, np.ndarray) or output.dtype.hasobject:
-            found = "text" if isinstance(output, np.ndarray) else type(output).__name__
+        number = isinstance(output, np.ndarray | np.generic)
+        if not number or output.dtype.hasobject:
+            found = "text" if number else f"a {type(output).__name__}"
             raise PenjingError(
-                f"output {index} of {name} is {found}; expected a tensor of numbers: take the "
-                "nodes that make it out of the graph."
+                f"output {index} of {name} is {found}; expected a tensor of numbers: leave out "
+                "the nodes that make it."
             )
-    return list(outputs)
+    return [np.asarray(output) for output in outputs]
 
 
 @contextlib.contextmanager
-def errors_name(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Turn what the runtime raises while it runs the file ``name`` into a PenjingError."""
     try:
         yield
@@ -183,79 +106,6 @@ def errors_name(name: str) -> Iterator[None]:
         raise PenjingError(
             f"ONNX Runtime {ort.__version__} cannot run {name}: {_one_line(error)}."
         ) from error
-
-
-def _open_sizes(inputs: Sequence[Any], given: Sequence[Sequence[int] | None]) -> dict[str, int]:
-    """What the shapes given say about sizes that the file names."""
-    sizes = {}
-    for image, shape in zip(inputs, given, strict=True):
-        if shape is not None and len(shape) == len(image.shape):
-            pairs = zip(image.shape, shape, strict=True)
-            sizes.update({wanted: size for wanted, size in pairs if isinstance(wanted, str)})
-    return sizes
-
-
-def _size(
-    image: Any, given: Sequence[int] | None, sizes: dict[str, int], name: str
-) -> tuple[int, ...]:
-    """The shape of one input: the file's own where it has one, with what is open from elsewhere."""
-    if given is not None:
-        # A file that says nothing of a shape looks like one with a scalar.
-        fits = len(given) == len(image.shape) and all(
-            wanted == size or not isinstance(wanted, int)
-            for wanted, size in zip(image.shape, given, strict=True)
-        )
-        if not fits and image.shape:
-            raise PenjingError(
-                f"input {image.name} of {name} has the shape {_shape(image.shape)}, which "
-                f"{_shape(given)} does not fit; give another --shape."
-            )
-        return tuple(given)
-    known = [sizes.get(size, size) if isinstance(size, str) else size for size in image.shape]
-    if known and not isinstance(known[0], int):
-        known[0] = 1
-    if not all(isinstance(size, int) for size in known):
-        example = "x".join(str(s) if isinstance(s, int) else "224" for s in known)
-        raise PenjingError(
-            f"{name} leaves the size of its input {image.name} open, {_shape(image.shape)}, and "
-            f"takes longer for a larger one; say it: --shape {image.name}={example}, for example."
-        )
-    return tuple(int(size) for size in known)
-
-
-def _values(
-    image: Any, shape: tuple[int, ...], random: np.random.Generator, name: str
-) -> np.ndarray:
-    kind = _kind(image.type)
-    if kind in FLOATS:
-        return random.standard_normal(shape).astype(FLOATS[kind])
-    if kind == "bfloat16":
-        bits = random.standard_normal(shape).astype(np.float32)
-        return (np.asarray(bits).view(np.uint32) >> 16).astype(np.uint16)
-    if kind in BYTES:
-        limits = np.iinfo(BYTES[kind])
-        return random.integers(limits.min, limits.max + 1, shape, BYTES[kind])
-    if kind in INTEGERS:
-        return np.zeros(shape, INTEGERS[kind])
-    if kind == "bool":
-        return np.ones(shape, bool)
-    raise PenjingError(
-        f"input {image.name} of {name} is {image.type}; penjing can feed tensors of floats, integers "
-        "and truth values: measure a file that takes those."
-    )
-
-
-def _kind(kind: str) -> str:
-    return kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else ""
-
-
-def _described(inputs: Sequence[Any]) -> str:
-    shown = (f"{image.name} ({image.type} {_shape(image.shape)})" for image in inputs)
-    return ", ".join(shown) or "no input"
-
-
-def _shape(shape: Sequence[int | str | None]) -> str:
-    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 def _one_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 import onnxruntime as ort
 
+from penjing.deploy import feeds
 from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.deploy.messages import receive, send
 from penjing.deploy.timing import time_calls
@@ -114,11 +115,11 @@ class _Opened:
             return runtime.session(self.source, self.threads, name=self.name)
 
     def call(self) -> Callable[[], object]:
-        """A function that runs the file once on ``runtime.feeds``; it has been called before."""
+        """A function that runs the file once on ``feeds.feeds``; it has been called before."""
         opened = self.load()
-        self.feeds = runtime.feeds(opened, self.shapes, self.name)
-        run = runtime.runner(opened, self.feeds)
-        with _at_most(self.limit_s), runtime.errors_name(self.name):
+        self.feeds = feeds.feeds(opened, self.shapes, self.name)
+        run = feeds.runner(opened, self.feeds)
+        with _at_most(self.limit_s), runtime.naming(self.name):
             run()
         return run
 
@@ -133,15 +134,15 @@ def _run(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None
             _, arrays = receive(reader)
         except EOFError:
             return
-        with _at_most(file.limit_s), runtime.errors_name(file.name):
-            found = opened.run(None, runtime.feed(opened, arrays[0], file.name))
+        with _at_most(file.limit_s), runtime.naming(file.name):
+            found = opened.run(None, feeds.feed(opened, arrays[0], file.name))
         send(writer, {}, runtime.arrays(found, file.name))
 
 
 def _time(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
     # No limit on the timing itself: once each file has run, its length is known, and has one.
     calls = [file.call() for file in files]
-    with runtime.errors_name(_names(job)):
+    with runtime.naming(_names(job)):
         timed = time_calls(calls, **job["timing"])
     shapes = [{name: list(value.shape) for name, value in file.feeds.items()} for file in files]
     send(writer, {"timed": [asdict(row) for row in timed], "shapes": shapes})
@@ -154,7 +155,7 @@ def _names(job: Job) -> str:
 def _peak(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
     (file,) = files
     run = file.call()
-    with _at_most(file.limit_s), runtime.errors_name(file.name):
+    with _at_most(file.limit_s), runtime.naming(file.name):
         run(), run()
     send(writer, {"peak": _peak_bytes()})
 
