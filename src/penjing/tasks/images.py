@@ -99,7 +99,7 @@ class Images:
         else:
             for path in self.sources:
                 name = path.relative_to(self.root) if self.root else path
-                digest.update(os.fsencode(name) + f"\0{path.stat().st_size}\0".encode())
+                digest.update(os.fsencode(name.as_posix()) + f"\0{path.stat().st_size}\0".encode())
         return digest.digest()
 
     def _is_input(self, pixels: NDArray[np.uint8]) -> bool:
