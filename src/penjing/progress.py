@@ -1,26 +1,107 @@
-"""A bar with a time estimate on the terminal, for work that takes long."""
+"""How far long work is, on standard error: a bar on a terminal, else a line a minute.
+
+All bars and lines go through one console, so that a bar within another is drawn below it, and lines
+above both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import track
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 
-
-def shown(items: Iterable[Item], what: str, total: int, *, long: bool = True) -> Iterable[Item]:
-    """``items``, with a bar on standard error while they are consumed, if that is a terminal.
-
-    ``what`` is being done; ``long`` False shows nothing.
-    """
-    console = Console(stderr=True)
-    hidden = not long or not console.is_terminal
-    return track(items, what, total=total, console=console, transient=True, disable=hidden)
+CONSOLE = Console(stderr=True)
+LINE_EVERY_S = 60.0
 
 
 def say(line: str) -> None:
-    """Print one line on standard error."""
-    Console(stderr=True, soft_wrap=True).print(line, markup=False, emoji=False, highlight=False)
+    """Print one line on standard error, above a bar if there is one."""
+    CONSOLE.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """The share of a piece of work that is done, shown as it grows; by itself it shows nothing."""
+
+    def update(self, share: float, what: str | None = None) -> None:
+        """Show that ``share`` (in [0, 1]) is done, of what is now called ``what``."""
+
+
+@contextmanager
+def bar(what: str, *, hidden: bool = False) -> Iterator[Bar]:
+    """Show how far ``what`` is until the block ends; ``hidden`` shows nothing."""
+    if hidden:
+        yield Bar()
+    elif CONSOLE.is_terminal:
+        with _columns() as progress:
+            yield _Drawn(progress, what)
+    else:
+        yield _Lines(what)
+
+
+def shown(items: Iterable[Item], what: str, total: int, *, long: bool = True) -> Iterator[Item]:
+    """``items``, ``total`` in number, with their progress shown while they are consumed.
+
+    ``what`` is being done; ``long`` False shows nothing.
+    """
+    with bar(what, hidden=not long) as line:
+        for done, item in enumerate(items):
+            line.update(done / max(total, 1))
+            yield item
+
+
+class _Lines(Bar):
+    """Lines in a log: at most one a minute, however many bars there are."""
+
+    last_s = -math.inf
+
+    def __init__(self, what: str) -> None:
+        self.what, self.start_s = what, monotonic()
+        self.first: tuple[float, float] | None = None
+
+    def update(self, share: float, what: str | None = None) -> None:
+        self.what = what or self.what
+        now = monotonic()
+        # A resumed work does not begin at 0: what is left goes by what this process has done.
+        first_share, first_s = self.first = self.first or (share, now)
+        if now - max(self.start_s, _Lines.last_s) < LINE_EVERY_S:
+            return
+        _Lines.last_s = now
+        done = share - first_share
+        left = (now - first_s) * (1 - share) / done if done > 0 else None
+        say(f"{self.what}: {share:.0%}" + (f", {_duration(left)} left" if left else ""))
+
+
+class _Drawn(Bar):
+    """A bar on a terminal."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self.progress, self.task = progress, progress.add_task(what, total=1.0)
+
+    def update(self, share: float, what: str | None = None) -> None:
+        self.progress.update(self.task, completed=share, description=what)
+
+
+def _columns() -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    words = TextColumn("{task.description}", markup=False)
+    columns = (words, BarColumn(), TaskProgressColumn(), TimeLeft())
+    return Progress(*columns, console=CONSOLE, transient=True)
+
+
+def _duration(seconds: float) -> str:
+    """``seconds`` in the largest unit of which there are two."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

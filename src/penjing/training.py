@@ -17,13 +17,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from penjing import files, layers
 from penjing.errors import PenjingError
+from penjing.progress import Bar, bar, say
 from penjing.tasks import Task, evaluate, outputs
 from penjing.techniques.distill import Distill, DistillationLoss
 from penjing.techniques.technique import Technique
@@ -121,7 +120,7 @@ def train(
         checkpoint: file that keeps the state each minute, after each epoch and when Ctrl-C ends the
             training. If it exists the training goes on from there (the model must be as it was at
             the first start) and comes to the same result.
-        progress: show a bar on standard error.
+        progress: show on standard error how far it is.
 
     Raises:
         PenjingError: the loss is no longer finite; a checkpoint of another training; only one of
@@ -139,8 +138,10 @@ def train(
         run = _Run(model, task, settings, techniques, teacher)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoint)
-        with run.attended(), _bar(progress) as bar:
-            _loop(run, checkpoint, interrupted, bar)
+        with run.attended(), bar("training", hidden=not progress) as line:
+            _loop(run, checkpoint, interrupted, line)
+        if progress:
+            say(f"{run.standing}: done in {run.seconds:.0f} s")
     return run.result()
 
 
@@ -200,13 +201,12 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def _loop(run: _Run, checkpoint: Path | None, interrupted: threading.Event, bar: Progress) -> None:
-    line = bar.add_task("", total=1.0, loss=math.nan, score=math.nan)
+def _loop(run: _Run, checkpoint: Path | None, interrupted: threading.Event, line: Bar) -> None:
     saved = time.monotonic()
     while not run.finished:
         for batch, target in run.rest_of_epoch():
             run.step(batch, target)
-            bar.update(line, completed=run.progress, loss=run.mean_loss)
+            line.update(run.progress, run.standing)
             due = time.monotonic() - saved > CHECKPOINT_EVERY_S
             if checkpoint is not None and (due or interrupted.is_set()):
                 run.save(checkpoint)
@@ -216,7 +216,6 @@ def _loop(run: _Run, checkpoint: Path | None, interrupted: threading.Event, bar:
             if run.finished:
                 break
         run.close_epoch()
-        bar.update(line, score=run.history[-1].score)
         if checkpoint is not None:
             run.save(checkpoint)
             saved = time.monotonic()
@@ -277,6 +276,14 @@ class _Run:
     @property
     def mean_loss(self) -> float:
         return self.place.loss / max(self.place.epoch_step, 1)
+
+    @property
+    def standing(self) -> str:
+        """Where the training stands, for people."""
+        last = self.history[-1:]
+        loss = last[0].loss if last and not self.place.epoch_step else self.mean_loss
+        score = "".join(f", validation {epoch.score:.4f}" for epoch in last)
+        return f"training, loss {loss:.4f}{score}"
 
     @property
     def history(self) -> list[Epoch]:
@@ -547,17 +554,6 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[score]:.4f}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from penjing import report
@@ -29,6 +27,7 @@ from penjing.errors import PenjingError
 from penjing.exploration.budget import SECONDS, Budget, describe, parse_quantity
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.study import BASELINE, Contribution, Point, Study
+from penjing.progress import Bar, bar, say
 from penjing.recipe import Recipe, compress, identity
 from penjing.tasks import Task, outputs_of
 from penjing.training import seconds_per_epoch
@@ -107,17 +106,10 @@ class _Search:
         self.form = outputs_of(self.model, task.batches("train", 1, limit=1))[0]
         self.task, self.study, self.limit_s, self.threads = task, study, limit_s, threads
         self.before_s, self.start = study.elapsed_s, clock.monotonic()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not progress,
-        )
-        self.line = self.bar.add_task("exploring", total=limit_s)
+        self.progress, self.line = progress, Bar()
 
     def run(self) -> None:
-        with self.bar:
+        with bar("exploring", hidden=not self.progress) as self.line:
             try:
                 self.measure_baseline()
                 for candidate in self.plan():
@@ -131,13 +123,17 @@ class _Search:
         """Seconds spent on this study, earlier runs included."""
         return self.before_s + clock.monotonic() - self.start
 
-    def say(self, what: str) -> None:
-        self.bar.update(self.line, description=what, completed=min(self.elapsed(), self.limit_s))
+    def show(self, what: str) -> None:
+        self.line.update(min(self.elapsed() / self.limit_s, 1.0), what)
+
+    def tell(self, line: str) -> None:
+        if self.progress:
+            say(line)
 
     def measure_baseline(self) -> None:
         if BASELINE in self.study.points:
             return
-        self.say("measuring the original")
+        self.show("measuring the original")
         folder = Path("trials") / BASELINE
         card = artifact.build(
             self.model,
@@ -166,7 +162,7 @@ class _Search:
         """Epochs such that eight trainings fit in the time given to them; the same in every run."""
         known = self.study.about.get("quick_epochs")
         if known is None:
-            self.say("timing the training")
+            self.show("timing the training")
             seconds = self.limit_s * (TRAINED_UNTIL - 0.1) / QUICK_TRAININGS
             epochs = seconds / seconds_per_epoch(self.model, self.task, teacher=self.model)
             known = float(f"{min(epochs, LONGEST_QUICK_EPOCHS):.2g}")
@@ -238,16 +234,16 @@ class _Search:
         if candidate.epochs and (reason := self.dropped(candidate)):
             self.study.failures[candidate.name] = reason
             return
-        self.say(candidate.name)
+        self.show(candidate.name)
         try:
             point = self.realize(candidate)
         except PenjingError as error:
             self.study.failures[candidate.name] = str(error)
-            self.bar.console.print(f"{candidate.name}: {error}", style="yellow")
+            self.tell(f"{candidate.name}: {error}")
         else:
             self.study.elapsed_s = self.elapsed()
             self.study.add(point)
-            self.bar.console.print(
+            self.tell(
                 f"{point.name}: {point.packed_bytes / 1000:.1f} KB, {point.latency_ms:.3f} ms, "
                 f"drop {point.drop:.2%}"
             )
@@ -265,9 +261,13 @@ class _Search:
         size, latency = point.packed_bytes / SLACK, point.latency_ms / SLACK
         return self.study.budget.excess(size, latency, drop=0.0)
 
+    def compressed(self, recipe: Recipe) -> nn.Module:
+        cache = self.study.folder / "cache"
+        return compress(self.model, self.task, recipe, cache=cache, progress=self.progress)
+
     def realize(self, candidate: Candidate) -> Point:
         recipe, start = candidate.recipe(), clock.monotonic()
-        model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
+        model = self.compressed(recipe)
         folder = Path("trials") / recipe.name
         card = artifact.build(
             model,
@@ -290,7 +290,7 @@ class _Search:
     def finish(self) -> None:
         """What only the frontier's points get: the test score, and what each stage contributed."""
         for point in [self.study.baseline, *self.study.frontier]:
-            self.say(f"finishing {point.name}")
+            self.show(f"finishing {point.name}")
             if self.task.has_test and point.test_score is None:
                 file = self.study.folder / point.folder / "model.onnx"
                 point.test_score = measure.score(file, self.task, "test", form=self.form)
@@ -313,7 +313,7 @@ class _Search:
         return measured
 
     def prefix(self, recipe: Recipe) -> artifact.Card:
-        model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
+        model = self.compressed(recipe)
         with tempfile.TemporaryDirectory() as folder:
             return artifact.build(
                 model, self.task, Path(folder), recipe=recipe.to_dict(), threads=self.threads
