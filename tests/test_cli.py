@@ -9,12 +9,16 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from penjing import cli
+from penjing.deploy import artifact
 from penjing.recipe import load
 
 
@@ -134,6 +138,23 @@ def test_compress_pack_unpack_bench(
     assert result.returncode == 0, result.stderr
     (row,) = json.loads(result.stdout)
     assert 0 < row["latency_p10_ms"] <= row["latency_ms"] <= row["latency_p90_ms"]
+
+
+def test_what_is_not_as_asked_is_said(
+    folder: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = artifact.build
+
+    def with_note(*inputs: Any, **options: Any) -> artifact.Card:
+        card = build(*inputs, **options)
+        return card.model_copy(update={"notes": [f"{card.name}: 1 of 2 convolutions in float32"]})
+
+    monkeypatch.setattr(artifact, "build", with_note)
+    command = ["compress", factory, "--data", folder, *INPUT, "--recipe", "int8", "-o", tmp_path]
+    result = CliRunner().invoke(cli.app, [*map(str, command), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "note: int8: 1 of 2 convolutions in float32" in result.stderr.splitlines()
+    assert "notes" in json.loads(result.stdout)
 
 
 def test_explore_leaves_a_whole_study_and_goes_on(

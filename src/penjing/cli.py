@@ -164,6 +164,8 @@ def compress(
         reference=before / "model.onnx",
         threads=threads,
     )
+    for note in card.notes:
+        say(f"note: {note}")
     report_figures(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
 
 
@@ -356,6 +358,9 @@ def _show_study(study: Study, as_json: bool) -> None:
     else:
         print_table(pages.table(study.to_dict()))
         say(f"report: {study.folder / 'report.html'}")
+    if study.best is not None and (notes := study.best.point.notes):
+        more = f" (and {len(notes) - 1} more in its card.json)" if notes[1:] else ""
+        say(f"note on {study.best.name}: {notes[0]}{more}")
 
 
 def _print_study(study: Study, as_json: bool) -> None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penjing.cli_endings import resumable
 from penjing.cli_output import print_json, print_table, report, writable
 from penjing.errors import PenjingError
+from penjing.progress import say
 
 if TYPE_CHECKING:
     from penjing.attention import Crop, Pipeline
@@ -40,6 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 
 @app.command()
+@resumable
 def train(
     data: Annotated[Path, typer.Option(help="Boxes of the training images, COCO JSON.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the detector.")],
@@ -75,7 +78,7 @@ def train(
         progress=True,
     )
     for note in card.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
     figures = card.model_dump(mode="json")
     report(figures if as_json else figures | figures["figures"], as_json)
 
