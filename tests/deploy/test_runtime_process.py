@@ -166,6 +166,19 @@ def test_relative_paths_are_those_of_now(double: Path, monkeypatch: pytest.Monke
     assert works(Path("double.onnx"))
 
 
+def test_the_process_imports_the_runtime_and_numpy_only() -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); import numpy, onnxruntime; "
+        "before = set(sys.modules); import penjing.deploy.runtime_worker; "
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(new - set(sys.stdlib_module_names) - {'numpy', 'onnxruntime'})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, text=True
+    )
+    assert result.stdout.strip() == "{'penjing'}"
+
+
 SCRIPT = """
 import os, signal, sys, time
 print("main ran")

@@ -3,6 +3,7 @@ timed."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -67,8 +68,8 @@ def feed(opened: ort.InferenceSession, batch: np.ndarray, name: str) -> dict[str
 def feeds(opened: ort.InferenceSession, shapes: Shapes, name: str) -> dict[str, np.ndarray]:
     """A value of the right type and shape for each input of ``opened``, whatever they are.
 
-    Floats are normal, bytes uniform, truth values true (no mask hides anything), and other integers
-    0, which is a valid index. bfloat16 comes as its bits, uint16.
+    Floats are random in [-2, 2), bytes random, truth values true (no mask hides anything), and other
+    integers 0, which is a valid index. bfloat16 comes as its bits, uint16.
 
     Args:
         shapes: of inputs of which the file leaves more open than the first axis; that is 1 where
@@ -88,9 +89,8 @@ def feeds(opened: ort.InferenceSession, shapes: Shapes, name: str) -> dict[str, 
         )
     given = {image.name: shapes.get(image.name, shapes.get("")) for image in inputs}
     sizes = _sizes(inputs, given)
-    random = np.random.default_rng(0)
     return {
-        image.name: _values(image.type, _complete(image, given[image.name], sizes, name), random)
+        image.name: _values(image.type, _complete(image, given[image.name], sizes, name))
         for image in inputs
     }
 
@@ -165,17 +165,17 @@ def _fixed(size: int | str | None) -> bool:
     return isinstance(size, int) and size > 0
 
 
-def _values(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+def _values(kind: str, shape: tuple[int, ...]) -> np.ndarray:
     kind = _kind(kind)
-    if kind in BYTES:
-        limits = np.iinfo(BYTES[kind])
-        return np.asarray(random.integers(limits.min, limits.max, shape, BYTES[kind], True))
     if kind == "bool" or kind in INTEGERS:
         return np.ones(shape, bool) if kind == "bool" else np.zeros(shape, INTEGERS[kind])
-    values = np.asarray(random.standard_normal(shape), FLOATS.get(kind, np.float32))
-    if kind == "bfloat16":
-        return np.asarray(values.view(np.uint32) >> 16, np.uint16)
-    return values
+    # Not NumPy's generators: to import them takes memory, which is measured with these values.
+    dice = np.frombuffer(random.Random(0).randbytes(2**16), np.int8)
+    values = np.resize(dice, shape)
+    if kind in BYTES:
+        return values.view(BYTES[kind])
+    values = np.asarray(values.astype(FLOATS.get(kind, np.float32)) / 64)
+    return np.asarray(values.view(np.uint32) >> 16, np.uint16) if kind == "bfloat16" else values
 
 
 def _kind(kind: str) -> str:

@@ -7,6 +7,7 @@ of the runtime is an error there. A session lives in the caller's process, as on
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,9 @@ from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
     import onnx
+
+_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)(?: const)? ?")
+"""Where in its own source the runtime raised an error, which helps no user."""
 
 
 def session(
@@ -109,7 +113,8 @@ def naming(name: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split()).rstrip(".;")
+    text = " ".join((str(error) or type(error).__name__).split())
+    return _SOURCE.sub("", text).rstrip(".;")
 
 
 def _options(threads: int) -> ort.SessionOptions:

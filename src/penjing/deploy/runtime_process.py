@@ -87,7 +87,7 @@ def running(file: File, threads: int = 1) -> Iterator[Callable[[np.ndarray], lis
         job.answer()
 
         def outputs_of(batch: np.ndarray) -> list[np.ndarray]:
-            job.ask({}, [batch])
+            job.ask({}, [np.asarray(batch)])
             return job.answer()[1]
 
         yield outputs_of
@@ -137,15 +137,15 @@ class _Job:
     def death(self) -> PenjingError:
         """Why there is no answer."""
         code = self.process.end()
-        if code == -signal.SIGALRM:
-            return PenjingError(
-                f"ONNX Runtime took more than {self.limit_s:g} s for one step of {self.names} "
-                "(loading a file, running one batch) and was stopped; take a smaller model or batch."
-            )
         if code is None or code >= 0:
             return PenjingError(
                 f"The process in which ONNX Runtime ran {self.names} ended unexpectedly"
                 f"{'' if code is None else f' with code {code}'}; run it again."
+            )
+        if code == -signal.SIGALRM:
+            return PenjingError(
+                f"ONNX Runtime took more than {self.limit_s:g} s for one step of {self.names} "
+                "(loading a file, running one batch) and was stopped; take a smaller model or batch."
             )
         name = (signal.strsignal(-code) or "unknown").lower()
         hint = "; memory may have run out" if code == -signal.SIGKILL else ""

@@ -37,6 +37,7 @@ def serve() -> None:
     answer is the process's number. A message with such a number ends that process: the answer is
     its exit code, negative for the signal that killed it.
     """
+    np.random.default_rng()  # what every timing would import
     control = socket.socket(fileno=0)
     running: set[int] = set()
     while True:
