@@ -18,7 +18,7 @@ from torch import nn
 
 from penjing.errors import PenjingError
 from penjing.models.reference import REFERENCE, Reference
-from penjing.models.weights import insert_state, read_state
+from penjing.models.weights import load_weights
 from penjing.tasks.preprocessing import Preprocessing
 
 FORMS = "torchvision:NAME, timm:NAME, penjing:NAME or FILE.py:FACTORY"
@@ -33,15 +33,19 @@ def load(
     weights: str | Path | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
+    new_head: bool = False,
 ) -> nn.Module:
     """The model that ``spec`` names, in evaluation mode. Nothing is downloaded.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``penjing:NAME`` or ``FILE.py:FACTORY`` (the file
             is run, the function called with those of ``num_classes`` and ``channels`` it takes).
-        weights: state dict as .safetensors, .pt or .pth; None leaves the random ones.
+        weights: state dict or training checkpoint, see ``load_weights``; None leaves the random
+            ones.
         num_classes: width of the output; None is the net's own.
         channels: of the input image; None is the net's own.
+        new_head: take weights for another number of classes too, all but the last layer, which is
+            then to be trained; needs ``num_classes``.
 
     Raises:
         PenjingError: an unknown name, a file that does not give a model, weights that do not fit.
@@ -51,9 +55,12 @@ def load(
     given = {option: value for option, value in options.items() if value is not None}
     model = SOURCES[kind].model(name, **given)
     if weights is not None:
-        state = read_state(Path(weights))
-        state = {k: v for k, v in state.items() if not k.startswith(AUXILIARY.get(name, ()))}
-        insert_state(model, state, Path(weights))
+        load_weights(
+            model,
+            weights,
+            optional=AUXILIARY.get(name, ()),
+            new_classes=num_classes if new_head else None,
+        )
     return model.eval()
 
 

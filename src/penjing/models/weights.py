@@ -1,33 +1,93 @@
-"""Weights from a file into a model, without ever unpickling."""
+"""Weights from a file into a model, without ever unpickling anything but tensors and plain values.
+
+Trainers wrap the state dict: in a checkpoint beside other things, under the names of the modules
+around the model. Which tensors are meant, and which prefixes go, is judged by the model's own names.
+"""
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from penjing.errors import PenjingError
+from penjing.progress import say
+
+State = dict[str, Tensor]
+
+CONTAINERS = (
+    *("state_dict", "model", "model_state_dict", "params"),
+    *("ema", "state_dict_ema", "model_ema", "params_ema"),
+)
+"""Under which trainers keep state dicts; others are searched too, after these."""
+AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
+"""Names of weights that are a moving average over the training."""
+DEEPEST = 3
+"""Dicts in dicts that are searched."""
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Names of a model inside DataParallel, ``torch.compile``, FSDP and checkpointing."""
+FORMER = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+)
+"""Names in torchvision's published files, which its nets have given up."""
+WITHOUT_EFFECT = ("num_batches_tracked", "n_averaged")
+"""Counters beside the weights: not in all files, and of no effect on the output."""
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the state dict in ``path`` (.safetensors, .pt or .pth) into ``model``, in place.
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    optional: Sequence[str] = (),
+    new_classes: int | None = None,
+) -> None:
+    """Copy the state dict in ``path`` into ``model``, in place.
 
-    A state dict under "state_dict" or "model", and names that all begin with "module.", are
-    accepted. Values are cast to the model's types.
+    The file is .safetensors, or what ``torch.save`` wrote: a state dict or a training checkpoint with
+    one, in which prefixes such as "module." or "_orig_mod." may stand before all names. Of averaged
+    (EMA) and plain weights the averaged are taken, and a line on standard error says so. Values are
+    cast to the model's types.
+
+    Args:
+        optional: prefixes of tensors that the file may have and the model has not.
+        new_classes: the model's number of classes. Where nothing but that differs from the file's,
+            the last layer keeps the values that the model has, and a line on standard error says so.
 
     Raises:
-        PenjingError: an unreadable or refused file, or tensors that do not fit the model.
+        PenjingError: an unreadable or rejected file, or tensors that do not fit the model.
     """
     path = Path(path)
-    insert_state(model, read_state(path), path)
+    wanted = _tensors_of(model)
+    state, place = _chosen(_read(path), wanted, optional, path)
+    source = f"{path} (under {place!r})" if place else str(path)
+    misfit = _misfit(state, wanted)
+    head = _head(misfit, state, wanted, new_classes)
+    if head is not None:
+        say(f"{source}: {head.sentence}")
+    elif misfit:
+        raise PenjingError(f"{source}: {_explanation(misfit, state, wanted)}")
+    _check_shared(state, wanted, source)
+    kept = head.names if head is not None else ()
+    with torch.no_grad():
+        for name, value in wanted.items():
+            if name in state and name not in kept:
+                value.copy_(state[name])
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a weights file by name."""
+def _read(path: Path) -> object:
+    """What ``path`` holds: tensors, and plain values around them."""
     if not path.is_file():
         raise PenjingError(f"{path}: no such weights file.")
     if path.suffix == ".safetensors":
@@ -35,63 +95,328 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise PenjingError(f"{path}: not a readable safetensors file ({error}).") from error
-    if path.suffix in (".pt", ".pth"):
-        return _state_dict(_tensors_only(path), path)
-    raise PenjingError(
-        f"{path}: weights must be .safetensors, or a state dict in .pt or .pth; other files "
-        "are not opened, because opening them may run code that is hidden in them."
+    try:
+        # A Namespace only keeps attributes; timm's trainer writes its options as one.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PenjingError(f"{path}: {_why_not_unpickled(str(error))}") from error
+    except Exception as error:  # of any kind where bytes are damaged
+        raise PenjingError(f"{path}: {_why_not_read(error)}") from error
+
+
+def _why_not_unpickled(message: str) -> str:
+    foreign = re.search(
+        r"GLOBAL (\S+)|allowed globals.*?\[(\S+)\]|Unsupported class (\S+)", message
+    )
+    if foreign is None:
+        reason = message.strip().splitlines()[0].removeprefix("Weights only load failed. ")
+        found = re.search(r"WeightsUnpickler error: (.*)", message)
+        return (
+            f"is not a file of weights that can be read ({found.group(1) if found else reason}); "
+            "give .safetensors, or what torch.save made of model.state_dict()."
+        )
+    name = next(group for group in foreign.groups() if group)
+    return (
+        f"holds Python objects beside tensors ({name}) and is not opened, because that may run code "
+        "hidden in it; where it was made, write model.state_dict() alone with torch.save."
     )
 
 
-def insert_state(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Copy ``state`` into ``model``; ``source`` is named in the error when it does not fit."""
-    expected = model.state_dict()
-    # Written by PyTorch since 1.0 only, and of no effect on the output.
-    expected = {k: v for k, v in expected.items() if k in state or "num_batches_tracked" not in k}
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    reshaped = [k for k, v in expected.items() if k in state and v.shape != state[k].shape]
-    if missing or unexpected or reshaped:
-        key = (reshaped + missing + unexpected)[0]
-        raise PenjingError(
-            f"{source}: does not fit the model: {key!r} should be {_shape(expected, key)} and is "
-            f"{_shape(state, key)} ({len(missing)} of {len(expected)} tensors missing, "
-            f"{len(unexpected)} unexpected, {len(reshaped)} of another shape); "
-            "check the model's name and num_classes."
+def _why_not_read(error: Exception) -> str:
+    if "TorchScript" in str(error):
+        return (
+            "is a TorchScript program and not a file of weights; write the state_dict() of the "
+            "model it was made from with torch.save."
         )
-    model.load_state_dict(state, strict=False)
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"cannot be read as PyTorch weights ({reason})."
 
 
-def _tensors_only(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+@dataclass(frozen=True)
+class _Found:
+    """A state dict in a file: ``place`` are the keys that lead to it, empty at the top."""
+
+    place: str
+    state: State
+
+    @property
+    def rank(self) -> int:
+        """0 for averaged weights, 1 for those in a usual place, 2 for others."""
+        if AVERAGED.search(self.place):
+            return 0
+        return 1 if not self.place or self.place.split(".")[-1] in CONTAINERS else 2
+
+
+def _found(content: object, place: str = "", depth: int = 0) -> Iterator[_Found]:
+    """The state dicts in ``content``: those in plain sight, those inside, those behind a prefix."""
+    if not isinstance(content, Mapping) or depth > DEEPEST:
+        return
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    inside = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Mapping)}
+    if tensors:
+        yield _Found(place, tensors)
+    for name in CONTAINERS:
+        prefix = name + "."
+        behind = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if behind and len(behind) < len(tensors):
+            yield _Found(_joined(place, name), behind)
+    for name, part in inside.items():
+        yield from _found(part, _joined(place, name), depth + 1)
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _chosen(
+    content: object, wanted: State, optional: Sequence[str], path: Path
+) -> tuple[State, str]:
+    """The state dict in ``content`` that fits the model best, in the model's names, and its place."""
+    found = [
+        _Found(one.place, _without_ballast(_renamed(one.state, wanted), wanted, optional))
+        for one in _found(content)
+    ]
+    if not found:
         raise PenjingError(
-            f"{path}: holds Python objects beside tensors and is not opened, because that may run "
-            "code hidden in it; save model.state_dict() instead."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise PenjingError(f"{path}: cannot be read as PyTorch weights ({error}).") from error
-
-
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not content:
-        raise PenjingError(
-            f"{path}: holds a {type(content).__name__}, expected a state dict of named tensors."
+            f"{path}: holds {_described(content)}, expected a state dict of named tensors."
         )
-    strange = next((k for k, v in content.items() if not isinstance(v, Tensor)), None)
-    if strange is not None:
+    strangers = [len(_misfit(one.state, wanted)) for one in found]
+    best = [one for one, count in zip(found, strangers, strict=True) if count == min(strangers)]
+    best.sort(key=lambda one: one.rank)
+    first, others = best[0], [one for one in best[1:] if not _equal(one.state, best[0].state)]
+    unclear = [one.place for one in others if one.rank == first.rank]
+    if unclear:
+        names = " and ".join(repr(place or "its top") for place in (first.place, *unclear))
         raise PenjingError(
-            f"{path}: {strange!r} is a {type(content[strange]).__name__}, expected a tensor; "
-            "save model.state_dict() alone, or under 'state_dict'."
+            f"{path}: holds several sets of weights that fit the model alike, under {names}; write "
+            "the one you mean to a file of its own."
         )
-    if all(key.startswith("module.") for key in content):
-        return {key.removeprefix("module."): value for key, value in content.items()}
-    return content
+    if others:
+        left = ", ".join(repr(one.place or "its top") for one in others)
+        say(f"{path}: took the weights under {first.place!r}, not those under {left}")
+    return first.state, first.place
 
 
-def _shape(state: dict[str, Tensor], key: str) -> str:
-    return str(list(state[key].shape)) if key in state else "absent"
+def _described(content: object) -> str:
+    kind = f"a {type(content).__name__}"
+    if isinstance(content, Mapping) and content:
+        return f"{kind} of {', '.join(repr(key) for key in list(content)[:3])}"
+    return kind
+
+
+def _equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape and torch.equal(value, other[name])
+        for name, value in one.items()
+    )
+
+
+def _renamed(state: State, wanted: State) -> State:
+    """``state`` in the model's names, as far as taking prefixes away gives them."""
+    given, known = list(state), set(wanted)
+    best = {name: name for name in given}
+    for names in _renamings(given, list(wanted)):
+        if _hits(names, known) > _hits(best, known):
+            best = names
+    return {best[name]: value for name, value in state.items()}
+
+
+def _hits(names: dict[str, str], known: set[str]) -> int:
+    return sum(new in known for new in names.values())
+
+
+def _renamings(given: list[str], wanted: list[str]) -> Iterator[dict[str, str]]:
+    """From names in the file to names in the model, nearest first.
+
+    1. Names that torchvision has given up.
+    2. Wrappers off on both sides, wherever they stand: ``backbone._orig_mod.stem.weight``.
+    3. The first components that all names of one side share off too: ``net.stem.weight``.
+    """
+    modern = [_modern(name) for name in given]
+    theirs, ours = [_bare(name) for name in modern], [_bare(name) for name in wanted]
+    if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):
+        theirs, ours = modern, wanted
+    cuts = [(cut, 0) for cut in range(_shared(theirs) + 1)]
+    cuts += [(0, cut) for cut in range(1, _shared(ours) + 1)]
+    for mine, cut in cuts:
+        known = {_cut(bare, cut): name for bare, name in zip(ours, wanted, strict=True)}
+        pairs = zip(given, (_cut(bare, mine) for bare in theirs), strict=True)
+        yield {name: known.get(bare, name if bare in given else bare) for name, bare in pairs}
+
+
+def _modern(name: str) -> str:
+    for former, new in FORMER:
+        name = former.sub(new, name)
+    return name
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _shared(names: list[str]) -> int:
+    """How many first components all ``names`` have in common; the counters have no say."""
+    split = [name.split(".")[:-1] for name in names if not name.endswith(WITHOUT_EFFECT)]
+    shared = 0
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += 1
+    return shared
+
+
+def _cut(name: str, components: int) -> str:
+    return ".".join(name.split(".")[components:])
+
+
+def _without_ballast(state: State, wanted: State, optional: Sequence[str]) -> State:
+    """``state`` without what the model need not have."""
+    return {
+        name: value
+        for name, value in state.items()
+        if name in wanted or not (name.startswith(tuple(optional)) or name.endswith(WITHOUT_EFFECT))
+    }
+
+
+def _tensors_of(model: nn.Module) -> State:
+    """The parameters and buffers of ``model`` that a state dict has, as they lie in it."""
+    lying: State = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    lazy = next((name for name, value in lying.items() if is_lazy(value)), None)
+    if lazy is not None:
+        raise PenjingError(
+            f"The model's {lazy!r} has no shape yet (a lazy layer); run one input through the model "
+            "before it is returned."
+        )
+    return {name: lying[name] for name in model.state_dict() if name in lying}
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """Names of tensors that the file lacks, has beyond the model's, or has in another shape or kind."""
+
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+
+def _misfit(state: State, wanted: State) -> _Misfit:
+    there = {_place(value) for name, value in wanted.items() if name in state}
+    return _Misfit(
+        # A tensor with two names may be written under one of them.
+        [
+            name
+            for name, value in wanted.items()
+            if not (name in state or name.endswith(WITHOUT_EFFECT) or _place(value) in there)
+        ],
+        [name for name in state if name not in wanted],
+        [name for name in wanted if name in state and not _fits(state[name], wanted[name])],
+    )
+
+
+def _place(value: Tensor) -> tuple[object, ...]:
+    """Where ``value`` lies in memory: the same for a tensor that has two names."""
+    if value.numel() == 0:
+        return (id(value),)
+    return value.data_ptr(), value.shape, value.stride()
+
+
+def _fits(value: Tensor, wanted: Tensor) -> bool:
+    plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    same_kind = value.is_floating_point() == wanted.is_floating_point()
+    same_kind = same_kind and value.is_complex() == wanted.is_complex()
+    return plain and same_kind and value.shape == wanted.shape
+
+
+def _check_shared(state: State, wanted: State, source: str) -> None:
+    """Raise PenjingError when the file has two values for a tensor that has two names."""
+    first: dict[tuple[object, ...], str] = {}
+    for name in (name for name in wanted if name in state):
+        other = first.setdefault(_place(wanted[name]), name)
+        if not torch.equal(state[other], state[name]):
+            raise PenjingError(
+                f"{source}: {other!r} and {name!r} are one tensor in the model and two different "
+                "ones in the file; build the model without tied weights, or save it with them."
+            )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The tensors of the last layer, and what is said of them."""
+
+    names: list[str]
+    sentence: str
+
+
+def _head(misfit: _Misfit, state: State, wanted: State, classes: int | None) -> _Head | None:
+    """What differs between file and model when it is the number of classes alone, now ``classes``.
+
+    These are tensors of one length along their first axis in the file, and of ``classes`` in the
+    model, alike along all other axes.
+    """
+    counts = _class_counts(misfit, state, wanted)
+    if counts is None or counts[1] != classes:
+        return None
+    names = list(dict.fromkeys(name.rpartition(".")[0] or name for name in misfit.reshaped))
+    layers = ", ".join(names)
+    return _Head(
+        misfit.reshaped,
+        f"made a new last layer ({layers}): {counts[0]} classes before, {classes} now",
+    )
+
+
+def _class_counts(misfit: _Misfit, state: State, wanted: State) -> tuple[int, int] | None:
+    """Numbers of classes in file and model, when nothing else differs."""
+    if misfit.missing or misfit.unexpected or not misfit.reshaped:
+        return None
+    pairs = [(state[name], wanted[name]) for name in misfit.reshaped]
+    if any(not (a.dim() and b.dim()) or a.shape[1:] != b.shape[1:] for a, b in pairs):
+        return None
+    counts = {(a.shape[0], b.shape[0]) for a, b in pairs}
+    layers = {name.rpartition(".")[0] for name in misfit.reshaped}
+    whole = all(
+        name in misfit.reshaped for name in wanted if name.rpartition(".")[0] in layers - {""}
+    )
+    return counts.pop() if len(counts) == 1 and whole else None
+
+
+def _explanation(misfit: _Misfit, state: State, wanted: State) -> str:
+    counts = _class_counts(misfit, state, wanted)
+    if counts is not None:
+        layer = misfit.reshaped[0].rpartition(".")[0] or misfit.reshaped[0]
+        return (
+            f"has weights for {counts[0]} classes and the data have {counts[1]} (layer {layer}); "
+            "train a new last layer first: penjing train MODEL --weights FILE --data DATA."
+        )
+    key = (misfit.reshaped + misfit.missing + misfit.unexpected)[0]
+    of = sum(name in state or not name.endswith(WITHOUT_EFFECT) for name in wanted)
+    return (
+        f"does not fit the model: {key!r} should be {_shape(wanted, key)} and is "
+        f"{_shape(state, key)} ({len(misfit.missing)} of {of} tensors missing, "
+        f"{len(misfit.unexpected)} unexpected, {len(misfit.reshaped)} of another shape"
+        f"{_examples(misfit, state, wanted)}); check the model's name and num_classes."
+    )
+
+
+def _examples(misfit: _Misfit, state: State, wanted: State) -> str:
+    """Three names of the file beside three of the model, of those that the other lacks if any."""
+    if not (misfit.missing or misfit.unexpected):
+        return ""
+    theirs, ours = misfit.unexpected or list(state), misfit.missing or list(wanted)
+    shown = [", ".join(repr(name) for name in names[:3]) for names in (theirs, ours)]
+    return f"; the file has {shown[0]}, the model {shown[1]}"
+
+
+def _shape(state: State, key: str) -> str:
+    if key not in state:
+        return "absent"
+    value = state[key]
+    kind = "" if value.is_floating_point() else f" of {str(value.dtype).removeprefix('torch.')}"
+    return f"{list(value.shape)}{kind}"
