@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from penjing import cli
+from penjing import cli, models
 from penjing.deploy import artifact
+from penjing.errors import PenjingError
 from penjing.recipe import load
 
 
@@ -234,6 +236,25 @@ def test_a_model_with_another_number_of_classes_is_refused(folder: Path, tmp_pat
     )
     result = penjing("explore", f"{file}:net", "--data", folder, *INPUT, "-o", tmp_path / "out")
     refused(result, "5", "2", "train 108 images (across 5", "test 40 images (across 20, down 20)")
+
+
+def test_weights_for_other_classes_are_trained_with_a_new_head_first(
+    folder: Path, tmp_path: Path
+) -> None:
+    imagenet = models.load("penjing:resnet8", num_classes=100)
+    torch.save({"state_dict": imagenet.state_dict(), "epoch": 9}, tmp_path / "imagenet.pth.tar")
+    source = ("penjing:resnet8", "--data", folder, "--image-size", "16")
+    words = (*source, "--weights", tmp_path / "imagenet.pth.tar")
+
+    def run(*given: object) -> str:
+        return CliRunner().invoke(cli.app, [*map(str, given)], catch_exceptions=False).stderr
+
+    with pytest.raises(PenjingError, match=r"weights for 100 classes .* have 2 .* penjing train"):
+        run("compress", *words, "--max-size", "500KB", "-o", tmp_path / "out")
+    trained = tmp_path / "trained.safetensors"
+    told = run("train", *words, "--epochs", "1", "-o", trained)
+    assert "made a new last layer (8): 100 classes before, 2 now" in told
+    assert len(load_file(trained)["8.bias"]) == 2
 
 
 def test_the_version_is_told() -> None:

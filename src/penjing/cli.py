@@ -101,7 +101,7 @@ def train(
     from penjing.tasks import evaluate
 
     writable(output)
-    net, task = inputs.load()
+    net, task = inputs.load(new_head=True)
     settings = training.TrainSettings(
         epochs=epochs,
         batch_size=batch_size,

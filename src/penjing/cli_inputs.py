@@ -44,7 +44,10 @@ Spec = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Trained weights: .safetensors, or .pt/.pth of plain tensors.")
+    Path | None,
+    typer.Option(
+        help="Trained weights or a checkpoint: .safetensors, or what torch.save made of tensors."
+    ),
 ]
 Data = Annotated[
     str,
@@ -167,8 +170,11 @@ class Inputs(Machine):
     std: Std = None
     interpolation: Interpolation = None
 
-    def load(self) -> tuple[nn.Module, Task]:
+    def load(self, *, new_head: bool = False) -> tuple[nn.Module, Task]:
         """The model, on its device, and its task, once they fit each other.
+
+        Args:
+            new_head: take weights for other classes too, and leave the last layer untrained.
 
         Raises:
             PenjingError: one of the two cannot be read, or the model does not take the images.
@@ -179,7 +185,7 @@ class Inputs(Machine):
         preprocessing = self._preprocessing(models.preprocessing(self.model))
         task = tasks.load(self.data, preprocessing, root=self.root, seed=self.seed)
         say(tasks.describe(task))
-        net = model_for(task, self.model, self.weights).to(device)
+        net = model_for(task, self.model, self.weights, new_head=new_head).to(device)
         task.check(net)
         return net, task
 
@@ -197,12 +203,17 @@ class Inputs(Machine):
         )
 
 
-def model_for(task: Task, spec: str, weights: Path | None) -> nn.Module:
+def model_for(task: Task, spec: str, weights: Path | None, *, new_head: bool = False) -> nn.Module:
     """The model that ``spec`` names, with as many classes and channels as ``task`` has."""
     from penjing import models
 
-    channels = task.preprocessing.channels
-    return models.load(spec, weights=weights, num_classes=len(task.classes), channels=channels)
+    return models.load(
+        spec,
+        weights=weights,
+        num_classes=len(task.classes),
+        channels=task.preprocessing.channels,
+        new_head=new_head,
+    )
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
