@@ -32,12 +32,21 @@ class Grid:
 
 @dataclass(frozen=True)
 class DeployedLayer:
-    """A layer's weights (float32, on the grid of ``format``) and the grid of its input, if any."""
+    """A layer's weights (float32, on the grid of ``format``) and the grid of its input, if any.
+
+    A node of the graph may read the weight ``transposed``.
+    """
 
     name: str
     weight: np.ndarray
     format: WeightFormat | None
     input: Grid | None
+    transposed: bool = False
+
+    @property
+    def stored(self) -> np.ndarray:
+        """The weight as the graph reads it."""
+        return self.weight.T if self.transposed else self.weight
 
     @property
     def integer(self) -> bool:

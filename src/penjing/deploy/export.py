@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 from onnx_ir.passes import InPlacePass
 from torch import Tensor, nn
 
 from penjing import container, layers
 from penjing.deploy.deployed_layer import DeployedLayer, take_layers
+from penjing.deploy.exported_graph import exported
 from penjing.deploy.passes import PlainGraph, lowering
-from penjing.errors import PenjingError
 from penjing.folding import fold_batch_norm
 from penjing.layers import IntegerWeights
+from penjing.plain import plain
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What was written to a file.
+
+    Attributes:
+        notes: one sentence for every group of layers that does not run on its stored integers.
+        places: for each layer the positions, in the file, of the nodes that multiply by its weight.
+    """
+
+    notes: list[str]
+    places: dict[str, list[int]]
 
 
 def export(
@@ -50,17 +59,32 @@ def export(
     Raises:
         PenjingError: a layer needs calibration and there is none, or the model cannot be exported.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    return lower(model, example, path, calibration=calibration, finish=finish).notes
+
+
+def lower(
+    model: nn.Module,
+    example: Tensor,
+    path: str | Path,
+    *,
+    calibration: Sequence[Tensor] = (),
+    finish: Sequence[InPlacePass] = (),
+) -> Lowered:
+    """Write ``model`` to ``path`` as ``export`` does, and say where its layers are in the file."""
+    device = next((p.device for p in model.parameters()), example.device)
+    model = plain(model, example.to(device)).cpu()
+    example = example.cpu()
     if not any(hasattr(m, "weight_format") for m in layers.compressible(model).values()):
         fold_batch_norm(model, example)
     taken = take_layers(model)
-    graph = _to_onnx(model, example, opset=_opset(taken))
+    made = exported(model, example, _opset(taken))
     notes: list[str] = []
-    lowered = lowering(taken, [batch.numpy() for batch in calibration], notes)
+    batches = [batch.cpu().numpy() for batch in calibration]
+    lowered = lowering(taken, made.sources, batches, notes)
     for step in (*lowered, *finish, PlainGraph()):
-        step(graph)
-    ir.save(graph, str(path))
-    return notes
+        step(made.graph)
+    ir.save(made.graph, str(path))
+    return Lowered(notes, _places(made.graph.graph))
 
 
 def packed_bytes(model: nn.Module, example: Tensor) -> int:
@@ -71,45 +95,15 @@ def packed_bytes(model: nn.Module, example: Tensor) -> int:
         return container.pack(graph, Path(folder, "model.penjing"))
 
 
+def _places(graph: ir.Graph) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for index, node in enumerate(graph):
+        if "layer" in node.meta:
+            places.setdefault(node.meta["layer"].name, []).append(index)
+    return places
+
+
 def _opset(taken: list[DeployedLayer]) -> int:
     """The oldest operator set that can store the weights: more runtimes read an older one."""
     two_bits = any(isinstance(t.format, IntegerWeights) and t.format.bits == 2 for t in taken)
     return 25 if two_bits else 21
-
-
-def _to_onnx(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
-    # An example of one image would fix the batch axis at one, another memory order its strides.
-    pair = torch.cat([example, example]).contiguous()
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                model,
-                (pair,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["image"],
-                opset_version=opset,
-                verbose=False,
-            )
-    except Exception as error:
-        raise PenjingError(
-            f"the model {type(model).__name__} cannot be exported to ONNX for an input of shape "
-            f"{tuple(example.shape)}: {error}; change the part of its forward that is named here."
-        ) from error
-    assert program is not None
-    graph = program.model
-    graph.ir_version = 13 if opset == 25 else 10
-    return graph
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep the exporter's progress and deprecation notices off the user's terminal."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)

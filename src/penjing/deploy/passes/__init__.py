@@ -8,7 +8,7 @@ group's grid is chosen by ``ChooseGrids``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx_ir.passes import InPlacePass
@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
 )
 
 from penjing.deploy.deployed_layer import DeployedLayer
+from penjing.deploy.exported_graph import Parameter
 from penjing.deploy.passes.average_pools import AveragePools
 from penjing.deploy.passes.choose_grids import ChooseGrids
 from penjing.deploy.passes.codebook_weights import CodebookWeightsPass
@@ -30,16 +31,22 @@ from penjing.deploy.passes.mark_integer_edges import MarkIntegerEdges
 from penjing.deploy.passes.match_layers import MatchLayers
 from penjing.deploy.passes.plain_graph import PlainGraph
 from penjing.deploy.passes.stored_weights import StoredWeights
+from penjing.deploy.passes.zero_biases import ZeroBiases
 
 __all__ = ["PlainGraph", "lowering"]
 
 
 def lowering(
-    layers: Sequence[DeployedLayer], calibration: Sequence[np.ndarray], notes: list[str]
+    layers: Sequence[DeployedLayer],
+    sources: Mapping[str, Parameter],
+    calibration: Sequence[np.ndarray],
+    notes: list[str],
 ) -> list[InPlacePass]:
-    """The passes that lower a float graph of ``layers``; they add to ``notes``."""
+    """The passes that lower a float graph of ``layers``, whose initializers come from ``sources``;
+    they add to ``notes``."""
     return [
-        MatchLayers(layers, notes),
+        MatchLayers(layers, sources, notes),
+        ZeroBiases(),
         AveragePools(),
         Flattens(),
         FoldPads(),

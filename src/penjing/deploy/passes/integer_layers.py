@@ -54,7 +54,7 @@ def _lower_weight(graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.n
     """Let ``node`` read its weight from integers; returns their scale."""
     layer: DeployedLayer = node.meta["layer"]
     assert isinstance(layer.format, IntegerWeights)
-    axis = _channel_axis(node)
+    axis = 1 if layer.transposed else 0
     name = str(node.inputs[1].name)  # type: ignore[union-attr]
     integers = weight_codes.stored(
         graph, node, name, codes.T if axis else codes, layer.format.bits, ir.DataType.INT8
@@ -66,12 +66,6 @@ def _lower_weight(graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.n
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, dequantize.outputs[0])
     return factor
-
-
-def _channel_axis(node: ir.Node) -> int:
-    """Which axis of the node's weight counts the layer's output channels."""
-    transposed = node.attributes.get_int("transB", 0) == 1
-    return 0 if node.op_type == "Conv" or transposed else 1
 
 
 def _room_for_bias(

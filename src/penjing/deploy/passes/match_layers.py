@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,39 +11,74 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from penjing.deploy import initializers
 from penjing.deploy.deployed_layer import DeployedLayer
+from penjing.deploy.exported_graph import PRODUCTS, Parameter
 
 
 class MatchLayers(InPlacePass):
-    """Put each layer on the nodes that multiply by its weights, as ``node.meta["layer"]``.
+    """Put each layer on the nodes that multiply by its weight, as ``node.meta["layer"]``.
 
-    The exporter names a weight after the layer, except when it stores it transposed: those are
-    found by their values.
+    ``sources`` say which parameter an initializer is, and whether it is stored transposed. Layers
+    that no node runs, and products with weights of no layer, are named in a note.
     """
 
-    def __init__(self, layers: Sequence[DeployedLayer], notes: list[str]) -> None:
-        self.by_name = {f"{layer.name}.weight": layer for layer in layers}
-        self.by_value = {layer.weight.tobytes(): layer for layer in layers}
-        self.notes = notes
+    def __init__(
+        self,
+        layers: Sequence[DeployedLayer],
+        sources: Mapping[str, Parameter],
+        notes: list[str],
+    ) -> None:
+        self.layers = {f"{layer.name}.weight": layer for layer in layers}
+        self.sources, self.notes = sources, notes
 
     def call(self, model: ir.Model) -> PassResult:
-        found = False
+        found, foreign = set(), []
         for node in model.graph:
-            if node.op_type in ("Conv", "Gemm", "MatMul") and (layer := self._layer(node)):
+            if node.op_type not in PRODUCTS or len(node.inputs) < 2:
+                continue
+            layer = self._layer(node)
+            if layer is not None:
                 node.meta["layer"] = layer
-                found = True
-        return PassResult(model, found)
+                found.add(layer.name)
+            elif initializers.constant(node.inputs[1]) is not None:
+                foreign.append(_name(node))
+        self._note(found, foreign)
+        return PassResult(model, bool(found))
 
     def _layer(self, node: ir.Node) -> DeployedLayer | None:
         weight = initializers.constant(node.inputs[1])
-        if weight is None:
+        source = self.sources.get(str(node.inputs[1].name))  # type: ignore[union-attr]
+        if weight is None or source is None or source.name not in self.layers:
             return None
-        named = self.by_name.get(str(node.inputs[1].name))  # type: ignore[union-attr]
-        if named is None:
-            flipped = np.ascontiguousarray(weight.T)
-            return self.by_value.get(weight.tobytes()) or self.by_value.get(flipped.tobytes())
-        if np.array_equal(weight, named.weight) or named.format is None:
-            return dataclasses.replace(named, weight=weight)
+        layer = dataclasses.replace(self.layers[source.name], transposed=source.transposed)
+        if layer.format is None or np.array_equal(weight, layer.stored):
+            return layer
         self.notes.append(
-            f"{named.name} is stored as float32: the exporter merged its batch norm into its weights"
+            f"{layer.name} is stored as float32: the exporter merged its batch norm into its weights"
         )
-        return dataclasses.replace(named, weight=weight, format=None, input=None)
+        return dataclasses.replace(layer, format=None, input=None)
+
+    def _note(self, found: set[str], foreign: list[str]) -> None:
+        formats = [layer for layer in self.layers.values() if layer.format is not None]
+        if not formats:
+            return
+        unused = [layer.name for layer in formats if layer.name not in found]
+        if unused:
+            self.notes.append(
+                f"{', '.join(unused)}: no convolution or matrix product of the file reads their "
+                "weights as they are, so that nothing of their format is in it"
+            )
+        if foreign:
+            self.notes.append(
+                f"{', '.join(dict.fromkeys(foreign))}: weights stored and run in float32, since no "
+                "technique works on layers of this kind"
+            )
+
+
+def _name(node: ir.Node) -> str:
+    """The layer that ``node`` came from, as its weight or the exporter names it."""
+    weight = str(node.inputs[1].name)  # type: ignore[union-attr]
+    if weight.endswith((".weight", "_weight")):
+        return weight.removesuffix(".weight")
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    modules = [part.strip(" '\"[]") for part in scopes.split(",")]
+    return next((part for part in reversed(modules[:-1]) if part), weight)

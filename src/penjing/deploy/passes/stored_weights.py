@@ -47,7 +47,7 @@ def _lower(graph: ir.Graph, node: ir.Node) -> None:
     if (scale == scale[0]).all():
         scale = scale[:1]  # one of the layer: the product spreads it
     scale = scale.reshape(-1, *[1] * (codes.ndim - 1))
-    if node.inputs[1].const_value.shape != layer.weight.shape:  # type: ignore[union-attr]
+    if layer.transposed:
         codes, scale = codes.T, scale.T
     name = str(node.inputs[1].name)  # type: ignore[union-attr]
     floats = weight_codes.stored(graph, node, name, codes, layer.format.bits, ir.DataType.FLOAT)

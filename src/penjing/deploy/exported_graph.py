@@ -1,0 +1,255 @@
+"""The graph of a PyTorch model in ONNX, exported once for each structure and then filled with values.
+
+``torch.onnx.export`` takes seconds, most of them for the translation of a graph that techniques which
+change values alone leave as it was. So the graph is kept without the values of parameters and buffers,
+under a hash of the program that ``torch.export`` traced. Which value is which layer's weight, and
+whether the graph reads it transposed, is known here and kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from penjing.errors import PenjingError
+
+KEPT = 8
+"""Structures whose graphs are kept; the last used ones."""
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input may be a layer's weight."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Where a value of the graph comes from: the parameter or buffer called ``name`` in the model, of
+    which the graph reads the transpose if it is ``transposed``."""
+
+    name: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """``graph`` with all values, and where its initializers come from, by their names."""
+
+    graph: ir.Model
+    sources: dict[str, Parameter]
+
+
+def exported(model: nn.Module, example: Tensor, opset: int) -> ExportedGraph:
+    """The float graph of ``model`` (on the CPU, in evaluation mode), optimized but not lowered.
+
+    Args:
+        model: its parameters are put in alphabetical order.
+        example: one input, float32 ``[1, ...]``; the first axis of the graph's input is free.
+        opset: version of ONNX's operators.
+
+    Raises:
+        PenjingError: the model cannot be exported.
+    """
+    for module in model.modules():  # techniques put parameters back in an order of their own
+        module._parameters = dict(sorted(module._parameters.items()))
+    program = _traced(model, example)
+    template = _template(_Traced(_key(program, opset), program, opset, model, example))
+    return _filled(template, model)
+
+
+class _Traced:
+    """A program, hashed and compared by its ``key``."""
+
+    def __init__(
+        self,
+        key: str,
+        program: torch.export.ExportedProgram,
+        opset: int,
+        model: nn.Module,
+        example: Tensor,
+    ) -> None:
+        self.key, self.program, self.opset = key, program, opset
+        self.kind, self.shape = type(model).__name__, tuple(example.shape)
+        self.parameters = frozenset(_state(model))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Traced) and self.key == other.key
+
+
+def _key(program: torch.export.ExportedProgram, opset: int) -> str:
+    """A hash of everything that the ONNX graph depends on, but the values of parameters and buffers."""
+    digest = hashlib.sha256(f"{opset} {program.graph_signature}".encode())
+    for node in program.graph.nodes:
+        digest.update(f"{node.format_node()} {_type(node.meta.get('val'))}\n".encode())
+    for name, value in sorted(program.constants.items()):
+        digest.update(name.encode() + _bytes(value))
+    return digest.hexdigest()
+
+
+def _type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)} {value.stride()}"
+    return ", ".join(map(_type, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return raw.numpy().tobytes()
+
+
+def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    # An example of one image would fix the batch axis at one, another memory order its strides.
+    pair = torch.cat([example, example]).contiguous()
+    with _exporting(type(model).__name__, tuple(example.shape)), torch.no_grad():
+        return torch.export.export(
+            model, (pair,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+        )
+
+
+@functools.lru_cache(KEPT)
+def _template(traced: _Traced) -> ExportedGraph:
+    with _exporting(traced.kind, traced.shape):
+        program = torch.onnx.export(
+            traced.program,
+            dynamo=True,
+            input_names=["image"],
+            opset_version=traced.opset,
+            verbose=False,
+            optimize=False,
+        )
+        assert program is not None
+        model, program = program.model, None
+        del traced.program  # and with it the weights of the first model of this structure
+        sources = _take_values_out(model.graph, traced.parameters)
+        optimizer.optimize(model)
+        _drop_unread(model.graph, sources)
+    _name_batch_axis(model.graph)
+    model.ir_version = 13 if traced.opset == 25 else 10
+    return ExportedGraph(model, sources)
+
+
+def _take_values_out(graph: ir.Graph, parameters: frozenset[str]) -> dict[str, Parameter]:
+    """Make inputs of the parameters among the initializers, so that no optimization looks at them; and
+    of those that a product reads transposed."""
+    sources = {}
+    for name, value in list(graph.initializers.items()):
+        if name in parameters:
+            sources[name] = Parameter(name)
+            del graph.initializers[name]
+            value.const_value = None
+            graph.inputs.append(value)
+    for node in list(graph):
+        flip = node.inputs[1].producer() if _is_product(node) else None  # type: ignore[union-attr]
+        source = flip.inputs[0] if flip is not None and _is_matrix_transpose(flip) else None
+        if source is not None and source.name in sources:
+            name = f"{source.name}.T"
+            if name not in sources:
+                sources[name] = Parameter(str(source.name), transposed=True)
+                old = node.inputs[1]
+                graph.inputs.append(ir.val(name, shape=old.shape, type=old.type))  # type: ignore
+            value = next(one for one in graph.inputs if one.name == name)
+            node.replace_input_with(1, value)
+    return sources
+
+
+def _is_product(node: ir.Node) -> bool:
+    return node.op_type in PRODUCTS and len(node.inputs) > 1 and node.inputs[1] is not None
+
+
+def _is_matrix_transpose(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
+
+
+def _drop_unread(graph: ir.Graph, sources: dict[str, Parameter]) -> None:
+    for value in list(graph.inputs):
+        if value.name in sources and not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+            del sources[value.name]
+
+
+def _name_batch_axis(graph: ir.Graph) -> None:
+    """Call ``batch`` what the exporter numbered."""
+    number = graph.inputs[0].shape[0]  # type: ignore[index]
+    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if size == number:
+                value.shape[axis] = "batch"  # type: ignore[index]
+
+
+def _filled(template: ExportedGraph, model: nn.Module) -> ExportedGraph:
+    """A copy of the ``template`` with the parameters and buffers of ``model``."""
+    filled = template.graph.clone()
+    graph, state = filled.graph, _state(model)
+    constants = list(graph.initializers.values())
+    graph.initializers.clear()
+    for value in list(graph.inputs):
+        source = template.sources.get(str(value.name))
+        if source is not None:
+            array = state[source.name].detach().contiguous().numpy()
+            array = array.T.copy() if source.transposed else array.copy()
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(array, name=value.name)
+            graph.register_initializer(value)
+    for value in constants:
+        graph.register_initializer(value)
+    sources = _with_short_names(graph, template.sources)
+    if any(_is_constant(node) for node in graph):
+        optimizer.fold_constants_ir(filled)
+    return ExportedGraph(filled, sources)
+
+
+def _with_short_names(graph: ir.Graph, sources: dict[str, Parameter]) -> dict[str, Parameter]:
+    """Transposed weights are called what the weight is, where the graph does not read both."""
+    renamed = {}
+    for name, source in sources.items():
+        if source.transposed and source.name not in graph.initializers:
+            value = graph.initializers.pop(name)
+            value.name = name = source.name
+            graph.register_initializer(value)
+        renamed[name] = source
+    return renamed
+
+
+def _is_constant(node: ir.Node) -> bool:
+    """Whether ``node`` computes with nothing but initializers."""
+    return bool(node.inputs) and all(v is None or v.is_initializer() for v in node.inputs)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
+
+
+@contextlib.contextmanager
+def _exporting(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Keep the exporter's progress and notices off the user's terminal, and say in one sentence what
+    it could not do."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:  # whatever the exporter, or foreign code under it, raises
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise PenjingError(
+                f"the model {kind} cannot be exported to ONNX for an input of shape {shape} "
+                f"({reason}); change the part of its forward that is named here."
+            ) from error
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)
