@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from penjing.container import Contents
-    from penjing.exploration import Study
+    from penjing.deploy.artifact import Card
+    from penjing.exploration import Budget, Study
     from penjing.recipe import Recipe
 
 app = typer.Typer(
@@ -155,34 +156,62 @@ def compress(
         guide.to(next(net.parameters()).device)
     small = recipes.compress(net, task, steps, teacher=guide, cache=output / "cache", progress=True)
     threads, before = inputs.measured_threads, output / "original"
-    original = artifact.build(net, task, before, recipe={"name": "original"}, threads=threads)
+    artifact.build(net, task, before, recipe={"name": "original"}, threads=threads)
     card = artifact.build(
         small,
         task,
         output,
         recipe=steps.to_dict(),
-        reference=before / "model.onnx",
+        reference=artifact.original(net, task, before),
         threads=threads,
     )
     for note in card.notes:
         say(f"note: {note}")
-    report_figures(card.model_dump(mode="json") | {"drop": original.score - card.score}, as_json)
+    report_figures(card.model_dump(mode="json"), as_json)
+    _judge(card, _limits(max_size, max_drop))
+
+
+def _judge(card: Card, limits: Budget) -> None:
+    """Say on standard error what the file is not, as an error where that is certain."""
+    from penjing.exploration.budget import describe
+    from penjing.tasks import interval
+
+    if over := limits.excess(card.packed_bytes, card.latency_ms, drop=0.0):
+        raise PenjingError(f"the file has {describe(over)}; allow a larger file, or prune first")
+    state = "met" if limits.drop is None else card.state(limits.drop)
+    if state == "missed":
+        raise PenjingError(
+            f"the file loses {interval.described(card)} of at most {limits.drop:.2%}; "
+            "allow a larger drop"
+        )
+    if state == "cannot be told":
+        needed = card.images_needed(limits.drop or 0.0)
+        enough = f"; about {needed:,} validation images would tell" if needed else ""
+        say(
+            f"whether the drop is at most {limits.drop:.2%} cannot be told: it is "
+            f"{interval.described(card)}{enough}"
+        )
 
 
 def _steps(recipe: str | None, max_size: str | None, max_drop: str | None) -> Recipe:
     """The recipe asked for, or one that compresses weights without training."""
     from penjing import recipe as recipes
-    from penjing.exploration import Budget
     from penjing.techniques.compress_weights import CompressWeights
 
     if sum(aim is not None for aim in (recipe, max_size, max_drop)) != 1:
         raise PenjingError("give one of --recipe, --max-size and --max-drop")
     if recipe is not None:
         return recipes.load(recipe)
-    budget = Budget(size=max_size, drop=max_drop)
+    budget = _limits(max_size, max_drop)
     size = None if budget.size is None else int(budget.size)
     technique = CompressWeights(max_bytes=size, max_drop=budget.drop)
     return recipes.Recipe(name="smallest", stages=[recipes.Stage(techniques=[technique])])
+
+
+def _limits(max_size: str | None, max_drop: str | None) -> Budget:
+    from penjing.exploration import Budget
+
+    return Budget(size=max_size, drop=max_drop)
 
 
 @app.command("recipes")

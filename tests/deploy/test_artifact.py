@@ -17,7 +17,7 @@ def test_build_writes_the_files_and_a_card(net: nn.Module, task: Task, tmp_path:
         task,
         tmp_path / "small",
         recipe={"name": "int4"},
-        reference=tmp_path / "original" / "model.onnx",
+        reference=artifact.original(net, task, tmp_path / "original"),
     )
     assert card.onnx_bytes == (tmp_path / "small" / "model.onnx").stat().st_size
     assert card.packed_bytes == (tmp_path / "small" / "model.penjing").stat().st_size

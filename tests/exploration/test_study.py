@@ -16,8 +16,9 @@ def point(name: str, size: int, latency: float, score: float) -> Point:
     """A point of a study whose original has score 0.9 and 10 ms."""
     fields = {"name": name, "packed_bytes": size, "latency_ms": latency, "score": score}
     required = Card.model_construct(recipe={"name": name}, reference_latency_ms=10.0)
-    values = required.model_dump() | fields
-    return Point.model_construct(**values, drop=0.9 - score, folder=f"trials/{name}")
+    compared = {"drop": 0.9 - score, "drop_low": 0.9 - score, "drop_high": 0.9 - score}
+    values = required.model_dump() | fields | compared | {"folder": f"trials/{name}"}
+    return Point.model_construct(**values)
 
 
 def fill(study: Study, *points: Point) -> Study:

@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from onnx_ir.passes import InPlacePass
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import nn
 
 from penjing import container, layers
 from penjing.deploy import measure
 from penjing.deploy import runtime_onnxruntime as runtime
+from penjing.deploy.comparison import Original
 from penjing.deploy.export import export
 from penjing.layers import CodebookWeights, IntegerWeights
 from penjing.profiling import LayerProfile, profile
 from penjing.tasks import Task, outputs_of
+from penjing.tasks.interval import Comparison
 
 CALIBRATION = 128
 """Training images for the ranges of the exported graph and the comparison with PyTorch."""
 PACKAGES = ("penjing", "torch", "onnxruntime", "numpy")
 
 
-class Card(BaseModel):
-    """What an artifact is and what it measured, in the runtime, on this machine.
+class Card(Comparison):
+    """What an artifact is and what it measured, in the runtime, on this machine, and how it compares
+    with the reference file, if there is one.
 
     Attributes:
         name: of the recipe.
@@ -77,7 +80,7 @@ def build(
     *,
     recipe: dict[str, Any] | None,
     split: str = "validation",
-    reference: Path | None = None,
+    reference: Original | None = None,
     finish: Sequence[InPlacePass] = (),
     figures: Callable[[Path], dict[str, float]] | None = None,
     threads: int = 1,
@@ -88,7 +91,8 @@ def build(
         model: a baked model, on any device.
         recipe: how it was made.
         split: on which the file is scored.
-        reference: an ONNX file that is timed in turns with this one.
+        reference: the original's file: timed in turns with this one, and compared with it image by
+            image.
         finish: passes that run on the exported graph at the end.
         figures: more measurements of ``model.onnx``, for the card.
         threads: of the runtime, for the latency.
@@ -112,7 +116,7 @@ def build(
         macs=costs.macs,
         onnx_bytes=path.stat().st_size,
         packed_bytes=container.pack(path, packed),
-        **_measurements(task, path, split, reference, form, threads),
+        **_measurements(task, path, split, reference, form, threads, _trains(recipe)),
         export_max_error=agreement.max_error,
         export_top1_agreement=agreement.top1,
         figures=figures(path) if figures else {},
@@ -131,17 +135,39 @@ def write(card: Card, folder: Path) -> None:
     (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
+def original(model: nn.Module, task: Task, folder: Path) -> Original:
+    """The file in ``folder``, where ``build`` has put ``model``, as a reference for others."""
+    form = outputs_of(model, task.batches("train", 1, limit=1))[0]
+    return Original(folder / "model.onnx", task, form)
+
+
+def _trains(recipe: dict[str, Any] | None) -> bool:
+    """Whether a model made by ``recipe`` may have learned from training images' labels."""
+    return recipe is None or any("train" in stage for stage in recipe.get("stages", []))
+
+
 def _measurements(
-    task: Task, path: Path, split: str, reference: Path | None, form: Any, threads: int
+    task: Task,
+    path: Path,
+    split: str,
+    reference: Original | None,
+    form: Any,
+    threads: int,
+    trained: bool,
 ) -> dict[str, Any]:
-    timed = measure.latency([path, *([reference] if reference else [])], threads=threads)
+    timed = measure.latency([path, *([reference.path] if reference else [])], threads=threads)
+    found = measure.outputs(path, task, split, form=form)
+    compared = (
+        reference.compared_outputs(path, split, found, trained=trained) if reference else None
+    )
     return {
+        **(compared.model_dump() if compared else {}),
         "latency_ms": timed[0].median_ms,
         "latency_p10_ms": timed[0].p10_ms,
         "latency_p90_ms": timed[0].p90_ms,
         "reference_latency_ms": timed[1].median_ms if reference else None,
         "peak_rss_bytes": measure.peak_rss(path),
-        "score": measure.score(path, task, split, form=form),
+        "score": float(task.score(*found)),
         "split": split,
         "kernels": dict(runtime.kernels(path)),
     }

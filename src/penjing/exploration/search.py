@@ -23,13 +23,14 @@ from torch import nn
 
 from penjing import report
 from penjing.deploy import artifact, measure
+from penjing.deploy.comparison import Original
 from penjing.errors import PenjingError
 from penjing.exploration.budget import SECONDS, Budget, describe, parse_quantity
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.study import BASELINE, Contribution, Point, Study
 from penjing.progress import Bar, bar, say
 from penjing.recipe import Recipe, compress, identity
-from penjing.tasks import Task, outputs_of
+from penjing.tasks import Task, interval, outputs_of
 from penjing.training import seconds_per_epoch
 
 TRAINED_UNTIL = 0.55  # of the time: quick trainings
@@ -104,6 +105,7 @@ class _Search:
     ) -> None:
         self.model = copy.deepcopy(model).eval()
         self.form = outputs_of(self.model, task.batches("train", 1, limit=1))[0]
+        self.original = Original(study.folder / "trials" / BASELINE / "model.onnx", task, self.form)
         self.task, self.study, self.limit_s, self.threads = task, study, limit_s, threads
         self.before_s, self.start = study.elapsed_s, clock.monotonic()
         self.progress, self.line = progress, Bar()
@@ -142,7 +144,8 @@ class _Search:
             recipe={"name": BASELINE},
             threads=self.threads,
         )
-        self.study.add(Point(**card.model_dump(), folder=str(folder)))
+        same = interval.unchanged(self.task.size("validation"))
+        self.study.add(Point(**(card.model_dump() | same.model_dump()), folder=str(folder)))
 
     def plan(self) -> Iterator[Candidate]:
         """What to try next, decided with what has been measured until then."""
@@ -274,13 +277,12 @@ class _Search:
             self.task,
             self.study.folder / folder,
             recipe=recipe.to_dict(),
-            reference=self.study.folder / self.study.baseline.folder / "model.onnx",
+            reference=self.original,
             threads=self.threads,
         )
         recipe.save(self.study.folder / folder / "recipe.yaml")
         return Point(
             **card.model_dump(),
-            drop=self.study.baseline.score - card.score,
             folder=str(folder),
             trained=candidate.epochs > 0,
             candidate=candidate.model_dump(),

@@ -39,14 +39,12 @@ class Point(Card):
     """A measured artifact within a study.
 
     Attributes:
-        drop: the original's score minus this one's, on the validation part.
-        test_score, test_drop: the same on the test part, read once, for frontier points only.
+        test_score, test_drop: score and drop on the test part, read once, for frontier points only.
         folder: of the artifact, relative to the study.
         seconds: that making and measuring it took.
         candidate: the settings that exploration chose, from which the recipe was made.
     """
 
-    drop: float = 0.0
     test_score: float | None = None
     test_drop: float | None = None
     folder: str = ""

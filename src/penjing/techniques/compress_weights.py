@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
@@ -21,10 +21,16 @@ from penjing.quantization.output_correction import correct_outputs, sharpen
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
 from penjing.quantization.statistics import LayerStatistics, evaluating
-from penjing.tasks import Task, evaluate
+from penjing.tasks import Task, interval, outputs_of
+from penjing.tasks.interval import Comparison
+from penjing.tasks.task import SplitName
 from penjing.techniques.technique import Technique, apply
 
 CORRECTION_IMAGES = 96
+TRAINING_IMAGES = 512
+"""On which classes are compared with the original's."""
+TRIED = 16
+"""Bounds hold for so many distortions at once: about as many as a search for a score looks at."""
 FILES = 6
 """Written in the search for a size; each attempt leaves more to spare."""
 
@@ -55,7 +61,9 @@ class CompressWeights(Technique):
     max_bytes: int | None = Field(default=None, ge=1)
     """Largest size of the ``.penjing`` file."""
     max_drop: float | None = Field(default=None, gt=0)
-    """Largest loss of score on the validation images."""
+    """Largest loss of score: the upper bound of what the validation images tell. Where they are too few
+    for any bound, training images count, too: at most so large a share of all images may get another
+    class than from the original."""
     calibration: int = Field(default=512, ge=1)
     """Number of training images to find sensitivities on."""
 
@@ -146,6 +154,7 @@ class _Search:
             self.expected = model(unseen.contiguous())
         self.dependent = False
         self.found = 2.0**rate_distortion.FIRST
+        self.originals: dict[str, Any] = {}
         self.last: tuple[tuple[float, bool], dict[str, GridWeights]] | None = None
 
     def chosen(self, distortion: float) -> dict[str, GridWeights]:
@@ -183,13 +192,42 @@ class _Search:
             return self._for_size(aim.max_bytes, roughly)
         return self._for_score(aim.max_drop or 0.0, roughly)
 
-    def _for_score(self, drop: float, roughly: bool) -> float:
-        least = evaluate(self.model, self.task, "validation") - drop
+    def _for_score(self, limit: float, roughly: bool) -> float:
+        found = rate_distortion.for_score(
+            lambda distortion: self._within(self._compared(distortion), limit), roughly=roughly
+        )
+        finest = 2.0**rate_distortion.FINEST
+        if found <= finest and not self._within(compared := self._compared(finest), limit):
+            raise PenjingError(_unreachable(compared, limit))
+        return found
 
-        def good(distortion: float) -> bool:
-            return evaluate(self._compressed(distortion), self.task, "validation") >= least
+    def _within(self, compared: Comparison, limit: float) -> bool:
+        state = compared.state(limit, TRIED)
+        if state != "cannot be told" or compared.agreement is None:
+            return state == "met"
+        if (compared.images or 0) >= interval.fewest_images(limit, TRIED):
+            return False
+        if (compared.agreement_images or 0) >= interval.fewest_images(limit, TRIED):
+            return compared.surely_agrees(limit, TRIED)
+        return compared.agreement >= 1 - limit
 
-        return rate_distortion.for_score(good, roughly=roughly)
+    def _compared(self, distortion: float) -> Comparison:
+        """With the original on the validation images; classes on some training images, too."""
+        small = self._compressed(distortion)
+        compared = interval.compare(self.task, *self._both(small, "validation", None))
+        if compared.agreement is None:
+            return compared
+        before, after, _ = self._both(small, "train", TRAINING_IMAGES)
+        return compared.and_agreement(interval.agreements(self.task, before, after))
+
+    def _both(
+        self, small: nn.Module, split: SplitName, limit: int | None
+    ) -> tuple[Any, Any, Tensor]:
+        """What the original and ``small`` give for the images of a split, and the targets."""
+        if split not in self.originals:
+            self.originals[split] = outputs_of(self.model, self.task.batches(split, limit=limit))[0]
+        output, target = outputs_of(small, self.task.batches(split, limit=limit))
+        return self.originals[split], output, target
 
     def _for_size(self, size: int, roughly: bool) -> float:
         """By the bytes of the integers alone, and those of the rest from whole files, until one is
@@ -253,6 +291,14 @@ class _Search:
         correct_outputs(model, quantizers, found, self.outputs, self.images)
         if self.classifies:
             sharpen(model, quantizers, found, self.unseen, self.expected)
+
+
+def _unreachable(finest: Comparison, limit: float) -> str:
+    seen = f"max_drop={limit:g} cannot be met: the finest grid loses {interval.described(finest, TRIED)}"
+    needed = finest.images_needed(limit, TRIED)
+    if finest.state(limit, TRIED) == "missed" or needed is None:
+        return f"{seen}; allow a larger drop."
+    return f"{seen}; about {needed} validation images would tell, or allow a larger drop."
 
 
 def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion: float) -> None:

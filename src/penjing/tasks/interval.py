@@ -1,0 +1,332 @@
+"""How much worse a model is than the original, as an interval: both are seen on the same images.
+
+A drop is the original's score minus the other model's. Where a score is a mean over images of right
+(1) and wrong (0), such as top-1, only the images count that one model alone has right, and the
+interval is exact: a test with exact probabilities is inverted (Chan and Zhang 1999, Test-based exact
+confidence intervals for the difference of two binomial proportions), on the paired design of Tango
+(1998, Equivalence test and confidence interval for the difference in proportions for the
+paired-sample design), with the worst nuisance parameter within its own interval (Berger and Boos
+1994). For other scores images are drawn anew (paired bootstrap, percentiles expanded for few images
+as in Hesterberg 2015, section 5.3, What teachers should know about the bootstrap).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from scipy import special, stats
+from torch import Tensor
+
+from penjing.tasks import outputs
+from penjing.tasks.divergence import columns
+from penjing.tasks.task import Task
+
+LEVEL = 0.95
+"""Probability with which a drop is at most its upper bound; likewise for the lower bound."""
+RESAMPLES = 1000
+MOST_COPIED = 2e9
+"""Numbers that all resamples of the outputs together may copy; larger outputs get fewer."""
+FEWEST_RESAMPLES = 100
+NUISANCE_SHARE = 0.05
+"""Of the error probability: spent on the interval of the nuisance parameter."""
+PRECISION = 0.005
+"""Of an exact bound, as a share of the distance from the drop."""
+
+State = Literal["met", "cannot be told", "missed"]
+Bounds = tuple[float, float]
+
+
+class Comparison(BaseModel):
+    """A model beside the original on the same images; None where it was not compared.
+
+    Attributes:
+        images: on which the drop was measured.
+        drop: the original's score minus this model's.
+        drop_low, drop_high: the drop is above the one, and below the other, with a probability of
+            95 % each.
+        lost, gained: images that the original, or this model, alone has right; None where the score
+            is not made of images that are right or wrong.
+        divergence: mean over the images of ``Task.divergence`` from the original; needs no labels.
+        agreement, agreement_images: share of images to which this model gives the original's class.
+            Training images count too, unless this model was trained.
+    """
+
+    images: int | None = None
+    drop: float = 0.0
+    drop_low: float | None = None
+    drop_high: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    divergence: float | None = None
+    agreement: float | None = None
+    agreement_images: int | None = None
+
+    def and_agreement(self, agreed: Tensor | None) -> Self:
+        """This, with the agreement on further images, float ``[N]``, counted in."""
+        if agreed is None or self.agreement is None or self.agreement_images is None:
+            return self
+        count = self.agreement_images + len(agreed)
+        same = self.agreement * self.agreement_images + float(agreed.sum())
+        return self.model_copy(update={"agreement": same / count, "agreement_images": count})
+
+    def bounds(self, points: int = 1) -> Bounds | None:
+        """Lower and upper bound of the drop, None where nothing is known.
+
+        Args:
+            points: that are looked at together. Their upper bounds hold all at once with a
+                probability of 95 % (Bonferroni), so that the luckiest of many is not taken for good.
+        """
+        if self.drop_low is None or self.drop_high is None:
+            return None
+        error = error_of(points)
+        if self.lost is not None and self.gained is not None and self.images:
+            return exact_bounds(self.lost, self.gained, self.images, error)
+        wider = _quantile(error) / _quantile(1 - LEVEL)
+        low, high = self.drop - self.drop_low, self.drop_high - self.drop
+        return self.drop - wider * low, self.drop + wider * high
+
+    def state(self, limit: float, points: int = 1) -> State:
+        """Whether the drop is within ``limit``, by its bounds."""
+        known = self.bounds(points)
+        if known is None:
+            return "cannot be told"
+        low, high = known
+        if high <= limit + 1e-12:
+            return "met"
+        return "missed" if low > limit + 1e-12 else "cannot be told"
+
+    def images_needed(self, limit: float, points: int = 1) -> int | None:
+        """About how many images would tell whether the drop is within ``limit``, if on more images
+        the models differ as they do on these; None where no number would, or nothing is known.
+
+        A gain is counted as no change: it is chance more often than not.
+        """
+        if self.drop_high is None or self.images is None:
+            return None
+        z, away = _quantile(error_of(points)), limit - max(self.drop, 0.0)
+        if not away:
+            return None
+        if self.lost is not None and self.gained is not None:
+            spread = (self.lost + self.gained) / self.images - self.drop**2
+        else:
+            spread = self.images * ((self.drop_high - self.drop) / _quantile(1 - LEVEL)) ** 2
+        return max(math.ceil(max(spread, 0.0) * (z / away) ** 2), fewest_images(limit, points))
+
+    def surely_agrees(self, limit: float, points: int = 1) -> bool:
+        """Whether, labels or not, at most ``limit`` of the images get another class than from the
+        original (Clopper and Pearson 1934)."""
+        if self.agreement is None or not self.agreement_images:
+            return False
+        others = round((1 - self.agreement) * self.agreement_images)
+        error = error_of(points)
+        return stats.beta.ppf(1 - error, others + 1, self.agreement_images - others) <= limit
+
+
+def described(compared: Comparison, points: int = 1) -> str:
+    """A drop as text: ``0.40% (0.10% to 0.90%, 500 images)``."""
+    known = compared.bounds(points)
+    if known is None:
+        return f"{compared.drop:.2%}"
+    return f"{compared.drop:.2%} ({known[0]:.2%} to {known[1]:.2%}, {compared.images} images)"
+
+
+def unchanged(images: int) -> Comparison:
+    """The original beside itself."""
+    same: dict[str, Any] = {"drop_low": 0.0, "drop_high": 0.0, "divergence": 0.0, "agreement": 1.0}
+    return Comparison(images=images, agreement_images=images, **same)
+
+
+def compare(task: Task, original: Any, output: Any, target: Tensor) -> Comparison:
+    """``output`` beside the ``original``'s output for the same images, in any form, and the images'
+    targets ``[N, ...]``."""
+    first, second = (_each(task, one, target) for one in (original, output))
+    found: dict[str, Any]
+    if first is None or second is None:
+        found = _resampled(task, original, output, target)
+    elif _right_or_wrong(first) and _right_or_wrong(second):
+        found = _counted(first, second)
+    else:
+        found = _averaged((first - second).numpy(), task.score(original, target))
+    agreed = agreements(task, original, output)
+    return Comparison(
+        images=len(target),
+        divergence=float(task.divergence(output, original).mean()),
+        agreement=None if agreed is None else float(agreed.double().mean()),
+        agreement_images=None if agreed is None else len(agreed),
+        **found,
+    )
+
+
+def agreements(task: Task, original: Any, output: Any) -> Tensor | None:
+    """Share of an image's positions to which both give the same class, float ``[N]``; None where the
+    outputs hold no class scores."""
+    pairs = zip(task.compared(original), task.compared(output), strict=True)
+    for a, b in pairs:
+        if a.scores:
+            same = a.tensor.argmax(dim=1) == b.tensor.argmax(dim=1)
+            return same.reshape(len(same), -1).double().mean(dim=1)
+    return None
+
+
+def error_of(points: int) -> float:
+    """The error probability that each of ``points`` has, so that all together have 1 - ``LEVEL``.
+
+    Shared among the next power of two, so that bounds stay as they are for most further points.
+    """
+    return (1 - LEVEL) / 2 ** math.ceil(math.log2(max(points, 1)))
+
+
+def fewest_images(limit: float, points: int = 1) -> int:
+    """Images below which not even a model that is right whenever the original is has a drop that is
+    surely within ``limit``: ``(1 - limit) ** n <= error``. 0 for a limit that allows everything."""
+    if limit >= 1:
+        return 0
+    return math.ceil(math.log(error_of(points)) / math.log1p(-limit)) if limit > 0 else 2**62
+
+
+@lru_cache(maxsize=4096)
+def exact_bounds(lost: int, gained: int, images: int, error: float = 1 - LEVEL) -> Bounds:
+    """Bounds of the difference of two paired proportions, each of which holds with a probability of
+    at least ``1 - error``, from the images that only one of the models has right."""
+    return -_exact_upper(gained, lost, images, error), _exact_upper(lost, gained, images, error)
+
+
+def _exact_upper(lost: int, gained: int, images: int, error: float) -> float:
+    """The largest drop that is not rejected, by bisection."""
+    found = (lost - gained) / images
+    low, high = found, 1.0
+    while high - low > PRECISION * (high - found):
+        middle = (low + high) / 2
+        rejected = _probability(lost, gained, images, middle, error) <= error
+        low, high = (low, middle) if rejected else (middle, high)
+    return high
+
+
+def _probability(lost: int, gained: int, images: int, drop: float, error: float) -> float:
+    """At most this is the probability of what was seen, or of what speaks more against ``drop``."""
+    beyond = NUISANCE_SHARE * error
+    least = stats.beta.ppf(beyond / 2, gained, images - gained + 1) if gained else 0.0
+    most = stats.beta.ppf(1 - beyond / 2, gained + 1, images - gained) if gained < images else 1.0
+    limits = max(least, -drop, 0.0), min(most, (1 - drop) / 2)
+    if limits[0] > limits[1]:
+        return beyond
+    rates = np.linspace(*limits, 24)[:, None]
+    others = np.arange(_last(images, limits[0], -1), _last(images, limits[1], 1) + 1)
+    seen = _score(np.array([lost]), np.array([gained]), images, drop)[0]
+    allowed = _largest(others, images, drop, seen)
+    rest = np.clip((rates + drop) / np.maximum(1 - rates, 1e-12), 0, 1)
+    each = stats.binom.pmf(others, images, rates) * stats.binom.cdf(allowed, images - others, rest)
+    return float(each.sum(axis=1).max()) + beyond
+
+
+def _last(images: int, rate: float, side: int) -> int:
+    """A count beyond which there is next to no probability, on one ``side`` of the mean."""
+    reach = 9 * math.sqrt(images * rate * (1 - rate)) + 20
+    return int(min(max(images * rate + side * reach, 0), images))
+
+
+def _largest(gained: np.ndarray, images: int, drop: float, most: float) -> np.ndarray:
+    """For each number ``gained`` the largest number lost with a score of at most ``most``, or -1."""
+    low, high = np.full(len(gained), -1), images - gained
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        good = _score(middle, gained, images, drop) <= most + 1e-9
+        low, high = np.where(good, middle, low), np.where(good, high, middle - 1)
+    return low
+
+
+def _score(lost: np.ndarray, gained: np.ndarray, images: int, drop: float) -> np.ndarray:
+    """How far the difference seen lies above ``drop``, as the signed root of the likelihood ratio."""
+    b = -lost - gained + (2 * images - lost + gained) * drop
+    c = -gained * drop * (1 - drop)
+    # The likeliest rate of gains under this drop, after Tango.
+    rate = (np.sqrt(np.maximum(b * b - 8 * images * c, 0)) - b) / (4 * images)
+    rate = np.clip(rate, max(-drop, 0.0), (1 - drop) / 2)
+    under = _log_likelihood(lost, gained, images, rate + drop, rate)
+    best = _log_likelihood(lost, gained, images, lost / images, gained / images)
+    return np.sign(lost - gained - images * drop) * np.sqrt(np.maximum(2 * (best - under), 0))
+
+
+def _log_likelihood(
+    lost: np.ndarray, gained: np.ndarray, images: int, loss: np.ndarray, gain: np.ndarray
+) -> np.ndarray:
+    parts = (lost, loss), (gained, gain), (images - lost - gained, 1 - loss - gain)
+    return sum(special.xlogy(count, np.maximum(rate, 1e-300)) for count, rate in parts)
+
+
+def _each(task: Task, output: Any, target: Tensor) -> Tensor | None:
+    """The score of each image, float64 ``[N]``, if the score is their mean; else None."""
+    if task.custom_score is None:
+        return (columns(outputs.logits(output)).argmax(dim=1) == target).double()
+    try:
+        values = [task.score(_some(output, [i]), target[i : i + 1]) for i in range(len(target))]
+    except Exception:  # Scores such as the area under a curve need more than one image.
+        return None
+    each = torch.tensor(values, dtype=torch.float64)
+    whole = task.score(output, target)
+    return each if abs(float(each.mean()) - whole) <= 1e-6 * max(1.0, abs(whole)) else None
+
+
+def _some(output: Any, images: Any) -> Any:
+    return outputs.like(output, [tensor[images] for tensor in outputs.tensors(output)])
+
+
+def _right_or_wrong(each: Tensor) -> bool:
+    return bool(((each == 0) | (each == 1)).all())
+
+
+def _counted(first: Tensor, second: Tensor) -> dict[str, Any]:
+    lost, gained = int((first > second).sum()), int((first < second).sum())
+    low, high = exact_bounds(lost, gained, len(first))
+    drop = (lost - gained) / len(first)
+    return {"drop": drop, "drop_low": low, "drop_high": high, "lost": lost, "gained": gained}
+
+
+def _averaged(differences: np.ndarray, score: float) -> dict[str, Any]:
+    dice, count = np.random.default_rng(0), len(differences)
+    drawn = [differences[dice.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
+    return _percentiles(float(differences.mean()), np.array(drawn), count, score)
+
+
+def _resampled(task: Task, original: Any, output: Any, target: Tensor) -> dict[str, Any]:
+    count, size = len(target), sum(tensor.numel() for tensor in outputs.tensors(output))
+    resamples = int(min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_COPIED / max(size, 1))))
+    dice, drawn = np.random.default_rng(0), []
+    for _ in range(resamples):
+        chosen = torch.from_numpy(dice.integers(0, count, count))
+        drawn.append(_drop(task, original, output, target, chosen))
+    score = task.score(original, target)
+    return _percentiles(score - task.score(output, target), np.array(drawn), count, score)
+
+
+def _drop(task: Task, original: Any, output: Any, target: Tensor, chosen: Tensor) -> float:
+    try:
+        before, after = (
+            task.score(_some(one, chosen), target[chosen]) for one in (original, output)
+        )
+    except Exception:  # The images drawn may lack what the score needs, such as a class.
+        return math.nan
+    return before - after
+
+
+def _percentiles(drop: float, drawn: np.ndarray, images: int, score: float) -> dict[str, Any]:
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) < FEWEST_RESAMPLES / 2 or images < 2:
+        return {"drop": drop}
+    tail = stats.norm.cdf(stats.t.ppf(1 - LEVEL, images - 1) * math.sqrt(images / (images - 1)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    if high - low < 1e-12:
+        # No image differs. Fewer than this share of all images does, and each at most as much as
+        # a whole score.
+        unseen = (1 - (1 - LEVEL) ** (1 / images)) * max(1.0, abs(score))
+        low, high = drop - unseen, drop + unseen
+    return {"drop": drop, "drop_low": min(float(low), drop), "drop_high": max(float(high), drop)}
+
+
+def _quantile(error: float) -> float:
+    return float(stats.norm.isf(error))
