@@ -3,3 +3,13 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from penjing import files
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power, which is all that waiting for the disk guards against."""
+    monkeypatch.setattr(files, "_flush_one", lambda path: None)

@@ -15,11 +15,14 @@ In YAML::
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
@@ -32,8 +35,11 @@ from pydantic import (
 )
 from torch import nn
 
-from penjing import files, snapshot
+from penjing import __version__, files, snapshot
 from penjing.errors import PenjingError
+from penjing.identity import UnidentifiedError
+from penjing.identity import of as hash_of
+from penjing.progress import say
 from penjing.recipes import read
 from penjing.tasks import Task
 from penjing.techniques import Technique, bake, techniques
@@ -142,50 +148,89 @@ def compress(
     Args:
         teacher: what stages with ``distill`` learn from; default: ``model`` as given.
         cache: a folder in which the model after each stage is kept under the hash of all that made
-            it (weights, data, stages). A stage found there is not run again, and a training that was
-            interrupted goes on from its last checkpoint.
+            it: the model's code and weights, the data, the code of loss and score, the stages so far,
+            the versions of penjing and PyTorch. A stage found there is not run again, and a training
+            that was interrupted resumes from its last checkpoint. Where something cannot be
+            identified (see ``penjing.identity``) nothing is cached, which is said once.
         progress: show progress bars on standard error.
 
     Raises:
-        PenjingError: the recipe's order is senseless, or a technique cannot be used on this model.
+        PenjingError: the recipe's order is invalid, the cache cannot be written, or a technique
+            cannot be used on this model.
     """
     recipe.check()
     teacher = teacher if teacher is not None else model
-    keys = stage_keys(model, task, recipe, teacher)
+    keys = _keys(model, task, recipe, teacher, cache)
     start, current = _latest(model, keys, cache)
-    for key, stage in list(zip(keys, recipe.stages, strict=True))[start:]:
-        checkpoint = cache / f"{key}.checkpoint" if cache else None
+    for index, stage in list(enumerate(recipe.stages))[start:]:
+        kept = cache / keys[index] if cache and keys else None
+        checkpoint = kept.with_name(f"{kept.name}.checkpoint") if kept else None
         _run_stage(current, task, stage, teacher, checkpoint, progress)
-        if cache and checkpoint:
-            snapshot.save(current, cache / key)
+        if kept and checkpoint:
+            snapshot.save(current, kept)
             checkpoint.unlink(missing_ok=True)
     return current
 
 
 def stage_keys(model: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module) -> list[str]:
-    """For each stage, the hash of what its result depends on."""
+    """For each stage, the hash of what its result depends on.
+
+    Raises:
+        UnidentifiedError: the model, the teacher or the task's loss or score cannot be identified.
+    """
     digest = identity(task, model, teacher)
     keys = []
     for stage in recipe.stages:
-        digest.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
+        # With defaults, too: another version may have others.
+        techniques = [[one.name, one.model_dump(mode="json")] for one in stage.techniques]
+        training = stage.train.model_dump(mode="json") if stage.train else None
+        digest.update(json.dumps([techniques, training], sort_keys=True).encode())
+        digest.update(hash_of([type(one) for one in stage.techniques]))
         keys.append(digest.hexdigest()[:16])
     return keys
 
 
 def identity(task: Task, *models: nn.Module) -> hashlib._Hash:
-    """A SHA-256 over the task's data and the models' weights, to which more may be added."""
-    digest = hashlib.sha256(task.fingerprint.encode())
+    """A SHA-256 over the versions of penjing and PyTorch, the task (data, loss, score) and the models
+    (structure, code, weights), to which more may be added.
+
+    Raises:
+        UnidentifiedError: a model, or the task's loss or score, cannot be identified.
+    """
+    digest = hashlib.sha256(hash_of(__version__, torch.__version__, task.fingerprint))
     for model in models:
-        for name, value in model.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(hash_of(model))
     return digest
+
+
+def _keys(
+    model: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module, cache: Path | None
+) -> list[str]:
+    """Of the stages in the cache; none without a cache, or where it cannot be used."""
+    if cache is None:
+        return []
+    try:
+        return stage_keys(model, task, recipe, teacher)
+    except UnidentifiedError as error:
+        _say_once(f"Stages are not cached: {error}")
+        return []
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    say(line)
 
 
 def _latest(model: nn.Module, keys: list[str], cache: Path | None) -> tuple[int, nn.Module]:
     """How many stages are in the cache, and the model after them."""
     for done in range(len(keys), 0, -1):
-        if cache and snapshot.exists(cache / keys[done - 1]):
-            return done, snapshot.load(copy.deepcopy(model), cache / keys[done - 1])
+        folder = (cache or Path()) / keys[done - 1]
+        if snapshot.exists(folder):
+            try:
+                return done, snapshot.load(copy.deepcopy(model), folder)
+            except PenjingError as error:
+                say(f"A damaged stage is made anew: {error}")
+                shutil.rmtree(folder, ignore_errors=True)
     return 0, copy.deepcopy(model)
 
 
@@ -208,6 +253,7 @@ def _run_stage(
             attached,
             teacher=teacher if stage.train.distill else None,
             checkpoint=checkpoint,
+            discard=True,
             progress=progress,
         )
     bake(attached, model, task)

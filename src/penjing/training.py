@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from penjing import files, layers
+from penjing import __version__ as penjing_version
+from penjing import files, identity, layers
 from penjing.errors import PenjingError
 from penjing.progress import Bar, bar, say
 from penjing.tasks import Task, evaluate, outputs
@@ -108,6 +110,7 @@ def train(
     *,
     teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
+    discard: bool = False,
     progress: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place, on the device it is on, and leave it in evaluation mode.
@@ -118,13 +121,17 @@ def train(
         techniques: attached to the model already; each is told its progress after every step.
         teacher: what ``settings.distill`` learns from.
         checkpoint: file that keeps the state each minute, after each epoch and when Ctrl-C ends the
-            training. If it exists the training goes on from there (the model must be as it was at
-            the first start) and comes to the same result.
+            training. If it exists the training resumes from there and comes to the result that it
+            would have come to; the model must be as it was at the first start. A longer
+            ``time_budget`` is the only setting that may differ: it makes the training longer, even
+            one that was done.
+        discard: a checkpoint of another training, or a damaged one, is replaced, which is said on
+            standard error. For a file that nobody but the caller knows.
         progress: show on standard error how far it is.
 
     Raises:
-        PenjingError: the loss is no longer finite; a checkpoint of another training; only one of
-            teacher and ``settings.distill`` is given.
+        PenjingError: the loss is no longer finite; the checkpoint is damaged, of another training, or
+            cannot be written; only one of teacher and ``settings.distill`` is given.
         KeyboardInterrupt: Ctrl-C, after the step at hand and the checkpoint are done.
     """
     if (teacher is None) != (settings.distill is None):
@@ -135,9 +142,11 @@ def train(
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), _interruptible() as interrupted:
         torch.manual_seed(task.seed * 1_000_003 + settings.seed)
+        start = _start(model, task, settings, techniques, teacher) if checkpoint else {}
         run = _Run(model, task, settings, techniques, teacher)
         if checkpoint is not None and checkpoint.exists():
-            run.restore(checkpoint)
+            _resume(run, checkpoint, start, discard)
+        run.start = start
         with run.attended(), bar("training", hidden=not progress) as line:
             _loop(run, checkpoint, interrupted, line)
         if progress:
@@ -201,9 +210,51 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
+def _start(
+    model: nn.Module,
+    task: Task,
+    settings: TrainSettings,
+    techniques: Sequence[Technique],
+    teacher: nn.Module | None,
+) -> dict[str, str]:
+    """All that a training depends on, as text, by what a user calls it."""
+    used = [[type(one), one.name, one.model_dump(mode="json")] for one in techniques]
+    return {
+        "version": f"{penjing_version} {torch.__version__}",
+        "settings": json.dumps(settings.model_dump(mode="json", exclude={"time_budget"})),
+        "data": task.fingerprint,
+        "techniques": identity.of(used).hex(),
+        "layers": identity.of(_kinds(model)).hex(),
+        "first weights": identity.of(_tensors(model)).hex(),
+        "teacher": identity.of(_kinds(teacher), _tensors(teacher)).hex(),
+    }
+
+
+def _kinds(model: nn.Module | None) -> dict[str, str]:
+    """Not their settings: a model may count its calls, or know its first run from a later one."""
+    return {n: type(m).__qualname__ for n, m in model.named_modules()} if model else {}
+
+
+def _tensors(model: nn.Module | None) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()]) if model else {}
+
+
+def _resume(run: _Run, path: Path, start: dict[str, str], discard: bool) -> None:
+    """Put ``run`` where the checkpoint was, if it is one of a training from ``start``."""
+    try:
+        tensors, metadata = _read(path)
+        _check_start(path, start, metadata)
+    except PenjingError as error:
+        if not discard:
+            raise
+        say(f"The training begins anew: {error}")
+    else:
+        run.restore(tensors, json.loads(metadata["place"]))
+
+
 def _loop(run: _Run, checkpoint: Path | None, interrupted: threading.Event, line: Bar) -> None:
     saved = time.monotonic()
-    while not run.finished:
+    while not run.closed:
         for batch, target in run.rest_of_epoch():
             run.step(batch, target)
             line.update(run.progress, run.standing)
@@ -213,8 +264,6 @@ def _loop(run: _Run, checkpoint: Path | None, interrupted: threading.Event, line
                 saved = time.monotonic()
             if interrupted.is_set():
                 raise KeyboardInterrupt
-            if run.finished:
-                break
         run.close_epoch()
         if checkpoint is not None:
             run.save(checkpoint)
@@ -235,6 +284,8 @@ class _Place:
     progress: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    closed: bool = False
+    """Whether the last epoch is done, and the model has the averaged weights, if there are any."""
 
 
 class _Run:
@@ -263,6 +314,7 @@ class _Run:
         self.distillation = self._distillation()
         self.optimizer = _optimizer(model, self.distillation, settings)
         self.average = _averaged(model) if settings.ema is not None else {}
+        self.start: dict[str, str] = {}
         self.started = time.monotonic()
 
     @property
@@ -272,6 +324,10 @@ class _Run:
     @property
     def finished(self) -> bool:
         return self.place.progress >= 1.0
+
+    @property
+    def closed(self) -> bool:
+        return self.place.closed
 
     @property
     def mean_loss(self) -> float:
@@ -313,7 +369,9 @@ class _Run:
             self.model.eval()
 
     def rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of this epoch that are still to come."""
+        """The batches of this epoch that are still to come, until the training is finished."""
+        if self.finished:
+            return
         batches = self.task.batches(
             "train",
             self.settings.batch_size,
@@ -326,6 +384,8 @@ class _Run:
                 break
             if index >= self.place.epoch_step:
                 yield batch
+            if self.finished:
+                break
 
     def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -347,16 +407,14 @@ class _Run:
         place.loss += self._update(batch, target)
         place.step += 1
         place.epoch_step += 1
-        place.progress = min(1.0, place.step / self.steps)
-        if settings.time_budget is not None:
-            place.progress = min(1.0, max(place.progress, self.seconds / settings.time_budget))
+        place.progress = self._progress()
         for technique in self.techniques:
             technique.step(self.model, place.progress)
         if settings.ema is not None:
             _follow(self.average, self.model, settings.ema, place.step)
 
     def close_epoch(self) -> None:
-        """Validate, and begin the next epoch."""
+        """Validate, and begin the next epoch, or leave the model with its final weights."""
         place = self.place
         if self.finished and self.average:
             _exchange(self.average, self.model)
@@ -365,6 +423,7 @@ class _Run:
             score = evaluate(self.model, self.task, "validation")
         else:
             score = self._score()
+        place.closed = self.finished
         done = place.step / self.steps_per_epoch
         place.history.append(asdict(Epoch(epoch=done, loss=self.mean_loss, score=score)))
         place.loss, place.epoch_step = 0.0, 0
@@ -381,7 +440,7 @@ class _Run:
         )
 
     def save(self, path: Path) -> None:
-        """Write all that is needed to go on."""
+        """Write all that is needed to resume."""
         place = asdict(self.place) | {"seconds": self.seconds}
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
@@ -395,19 +454,12 @@ class _Run:
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        files.save_tensors(
-            path, tensors, {"place": json.dumps(place), "training": self._identity()}
-        )
+        metadata = {"place": json.dumps(place), "start": json.dumps(self.start)}
+        files.save_tensors(path, tensors, metadata | {"checksum": _checksum(tensors)})
 
-    def restore(self, path: Path) -> None:
-        """Go on from what ``save`` wrote."""
-        tensors, metadata = _read(path)
-        if metadata.get("training") != self._identity():
-            raise PenjingError(
-                f"{path} is the checkpoint of a training with other settings, data or techniques; "
-                "delete it, or name another file."
-            )
-        self.place = _Place(**json.loads(metadata["place"]))
+    def restore(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None:
+        """Resume from what ``save`` wrote."""
+        self.place = _Place(**place)
         self.model.load_state_dict(_under("model.", tensors))
         self.average = {k: v.to(self.device) for k, v in _under("average.", tensors).items()}
         if self.distillation is not None:
@@ -422,6 +474,21 @@ class _Run:
         if "random_cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random_cuda"], self.device)
         self.started = time.monotonic()
+        self._take_budget()
+
+    def _take_budget(self) -> None:
+        """Go on from a place that was the end, if the time budget has become longer."""
+        self.place.progress = self._progress()
+        if self.place.closed and not self.finished:
+            self.place.closed = False
+            if self.average:
+                _exchange(self.average, self.model)
+
+    def _progress(self) -> float:
+        done = self.place.step / self.steps
+        if self.settings.time_budget is not None:
+            done = max(done, self.seconds / self.settings.time_budget)
+        return min(1.0, done)
 
     def _update(self, batch: Tensor, target: Tensor) -> float:
         batch, target = batch.to(self.device), target.to(self.device)
@@ -459,11 +526,6 @@ class _Run:
         if self.settings.distill is None or self.teacher is None:
             return None
         return DistillationLoss(self.model, self.teacher, self.task, self.settings.distill)
-
-    def _identity(self) -> str:
-        techniques = [(t.name, t.model_dump(mode="json")) for t in self.techniques]
-        settings = self.settings.model_dump(mode="json")
-        return json.dumps([self.task.fingerprint, settings, techniques], sort_keys=True)
 
 
 def _optimizer(
@@ -561,11 +623,37 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A checkpoint's tensors and metadata, whole."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
         raise PenjingError(
             f"{path} is not a checkpoint ({error}); delete it, or name another file."
         ) from error
+    if metadata.get("checksum") != _checksum(tensors):
+        raise PenjingError(
+            f"{path} is a damaged checkpoint: its contents do not have the checksum that was written; "
+            "delete it, or name another file."
+        )
+    return tensors, metadata
+
+
+def _check_start(path: Path, start: dict[str, str], metadata: dict[str, str]) -> None:
+    theirs = json.loads(metadata.get("start", "{}"))
+    differing = [what for what, value in start.items() if theirs.get(what) != value]
+    if differing:
+        raise PenjingError(
+            f"{path} is the checkpoint of a training with other {' and '.join(differing)}; "
+            "delete it, or name another file."
+        )
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 of all values: a file that is cut or damaged within them is not loaded."""
+    found = 0
+    for name, value in sorted(tensors.items()):
+        plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found = zlib.crc32(plain.numpy().data, zlib.crc32(name.encode(), found))
+    return f"{found:08x}"

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from penjing import identity
 from penjing.errors import PenjingError
 from penjing.tasks import divergence, outputs
 from penjing.tasks.augment import SHIFT
@@ -86,10 +87,14 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the classes, preprocessing, splits, loss and score."""
-        digest = hashlib.sha256()
-        judged_by = [getattr(f, "__qualname__", f) for f in (self.custom_loss, self.custom_score)]
-        header = [self.classes, self.preprocessing.model_dump_json(), self.seed, judged_by]
+        """SHA-256 (hex) of the classes, preprocessing, splits, and the code of loss and score.
+
+        Raises:
+            UnidentifiedError: the loss or the score holds what cannot be identified, and has no
+                attribute ``name``.
+        """
+        digest = hashlib.sha256(identity.of(self.custom_loss, self.custom_score))
+        header = [self.classes, self.preprocessing.model_dump_json(), self.seed]
         digest.update(repr(header).encode())
         for name, images in sorted(self.splits.items()):
             digest.update(name.encode() + images.digest())
