@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from penjing import cli, models
+from penjing.cli_inputs import Device, Inputs
 from penjing.deploy import artifact
 from penjing.errors import PenjingError
+from penjing.models.renormalized import Renormalized
 from penjing.recipe import load
 
 
@@ -255,6 +257,28 @@ def test_weights_for_other_classes_are_trained_with_a_new_head_first(
     told = run("train", *words, "--epochs", "1", "-o", trained)
     assert "made a new last layer (8): 100 classes before, 2 now" in told
     assert len(load_file(trained)["8.bias"]) == 2
+
+
+def test_a_teacher_sees_its_own_images(
+    folder: Path, factory: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name, by what it was trained with, or, where it is the student's, as the student."""
+    inputs = Inputs(model="penjing:resnet8", data=str(folder), image_size="24", device=Device.CPU)
+    _, task = inputs.load()
+    other = models.load("torchvision:squeezenet1_1", num_classes=2).state_dict()
+    torch.save(other, tmp_path / "large.pt")
+    for spec, file, size in (
+        ("torchvision:squeezenet1_1", tmp_path / "large.pt", 224),
+        (factory, weights, 16),
+        (factory, None, None),
+        ("penjing:resnet8", None, None),
+    ):
+        capsys.readouterr()
+        teacher = inputs.teacher(task, spec, file)
+        said = capsys.readouterr().err
+        assert isinstance(teacher, Renormalized) == (size is not None)
+        assert (f"the teacher sees {size} x {size} pixels" in said) == (size is not None)
+        assert teacher(task.example).shape == (1, 2)
 
 
 def test_the_version_is_told() -> None:

@@ -16,7 +16,7 @@ import typer
 import penjing
 from penjing import cli_attend, cli_endings
 from penjing.cli_endings import StoppedError, resumable
-from penjing.cli_inputs import Inputs, Machine, Size, Weights, model_for, with_options
+from penjing.cli_inputs import Inputs, Machine, Size, Weights, with_options
 from penjing.cli_output import print_json, print_rows, print_table, writable
 from penjing.cli_output import report as report_figures
 from penjing.errors import PenjingError
@@ -111,7 +111,7 @@ def train(
     result = training.train(
         net, task, settings, checkpoint=output.with_suffix(".checkpoint"), progress=True
     )
-    training.save_weights(net, output)
+    training.save_weights(net, output, task.preprocessing)
     figures: dict[str, Any] = {
         "weights": str(output),
         "epochs": result.epochs,
@@ -151,7 +151,7 @@ def compress(
     steps = _steps(recipe, max_size, max_drop)
     writable(output / "card.json")
     net, task = inputs.load()
-    guide = model_for(task, teacher, teacher_weights) if teacher else None
+    guide = inputs.teacher(task, teacher, teacher_weights) if teacher else None
     if guide is not None:
         guide.to(next(net.parameters()).device)
     small = recipes.compress(net, task, steps, teacher=guide, cache=output / "cache", progress=True)

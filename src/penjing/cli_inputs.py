@@ -182,12 +182,32 @@ class Inputs(Machine):
         from penjing import models, tasks
 
         device = self.start()
-        preprocessing = self._preprocessing(models.preprocessing(self.model))
+        preprocessing = self._preprocessing(models.preprocessing(self.model, weights=self.weights))
         task = tasks.load(self.data, preprocessing, root=self.root, seed=self.seed)
         say(tasks.describe(task))
         net = model_for(task, self.model, self.weights, new_head=new_head).to(device)
         task.check(net)
         return net, task
+
+    def teacher(self, task: Task, spec: str, weights: Path | None) -> nn.Module:
+        """The teacher that ``spec`` names, on the images of ``task``.
+
+        It sees them as it was trained on them, by ``weights`` or by its name, and says so where that
+        differs. The options are the student's; they hold for a teacher of the student's name too.
+        """
+        from penjing import models
+
+        stored = models.stored_preprocessing(weights) if weights else None
+        known = None if spec == self.model else models.preprocessing(spec)
+        own = stored or known or task.preprocessing
+        net = model_for(task, spec, weights, channels=own.channels)
+        seen = models.renormalized(net, task.preprocessing, own)
+        if seen is not net:
+            say(
+                f"the teacher sees {own.height} x {own.width} pixels, {own.channels} channels, mean "
+                f"{own.mean}, std {own.std}"
+            )
+        return seen
 
     def _preprocessing(self, known: Preprocessing | None) -> Preprocessing | None:
         """The model's own preprocessing with the options given on the command line in its place."""
@@ -203,15 +223,23 @@ class Inputs(Machine):
         )
 
 
-def model_for(task: Task, spec: str, weights: Path | None, *, new_head: bool = False) -> nn.Module:
-    """The model that ``spec`` names, with as many classes and channels as ``task`` has."""
+def model_for(
+    task: Task,
+    spec: str,
+    weights: Path | None,
+    *,
+    channels: int | None = None,
+    new_head: bool = False,
+) -> nn.Module:
+    """The model that ``spec`` names, with as many classes as ``task`` has, and as many channels if
+    no other number of ``channels`` is given."""
     from penjing import models
 
     return models.load(
         spec,
         weights=weights,
         num_classes=len(task.classes),
-        channels=task.preprocessing.channels,
+        channels=channels or task.preprocessing.channels,
         new_head=new_head,
     )
 

@@ -25,7 +25,7 @@ from penjing import __version__ as penjing_version
 from penjing import files, identity, layers
 from penjing.errors import PenjingError
 from penjing.progress import Bar, bar, say
-from penjing.tasks import Task, evaluate, outputs
+from penjing.tasks import Preprocessing, Task, evaluate, outputs
 from penjing.techniques.distill import Distill, DistillationLoss
 from penjing.techniques.technique import Technique
 
@@ -200,10 +200,12 @@ def momentum(settings: TrainSettings, progress: float) -> float:
     return _cosine(MOMENTUM_LOW, MOMENTUM_HIGH, (progress - warmup) / (1 - warmup))
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model's state as safetensors, replacing ``path`` at once or not at all."""
+def save_weights(model: nn.Module, path: Path, preprocessing: Preprocessing | None = None) -> None:
+    """Write the model's state as safetensors, replacing ``path`` at once or not at all, with the
+    ``preprocessing`` that it was trained with, if given, which ``models.preprocessing`` reads."""
     tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    files.save_tensors(path, tensors)
+    stored = {"preprocessing": preprocessing.model_dump_json()} if preprocessing else None
+    files.save_tensors(path, tensors, stored)
 
 
 def _cosine(start: float, end: float, share: float) -> float:

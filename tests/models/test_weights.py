@@ -13,6 +13,8 @@ from torch import nn
 from penjing import models
 from penjing.errors import PenjingError
 from penjing.models import load_weights
+from penjing.tasks import Preprocessing
+from penjing.training import save_weights
 
 
 def net(classes: int = 3) -> nn.Module:
@@ -454,3 +456,19 @@ def test_a_wider_layer_is_no_head(tmp_path):
     state = net(classes=5).state_dict()
     with pytest.raises(PenjingError):
         load_weights(net(), write(state, tmp_path / "w.pt"), new_classes=10)
+
+
+def test_trained_weights_know_their_images(tmp_path):
+    used = Preprocessing(size=(16, 24), channels=1, mean=(0.1,), std=(0.2,))
+    save_weights(models.load("penjing:lenet5"), tmp_path / "w.safetensors", used)
+    assert models.preprocessing("penjing:lenet5", weights=tmp_path / "w.safetensors") == used
+    plain = write(net().state_dict(), tmp_path / "plain.safetensors")
+    assert models.preprocessing("penjing:lenet5", weights=plain).size == 28
+    assert models.preprocessing("penjing:lenet5", weights=tmp_path / "absent.pt").size == 28
+
+
+def test_damaged_preprocessing_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(net().state_dict(), path, {"preprocessing": '{"size": -3}'})
+    with pytest.raises(PenjingError, match="metadata 'preprocessing' is damaged"):
+        models.preprocessing("penjing:lenet5", weights=path)

@@ -18,7 +18,7 @@ from torch import nn
 
 from penjing.errors import PenjingError
 from penjing.models.reference import REFERENCE, Reference
-from penjing.models.weights import load_weights
+from penjing.models.weights import load_weights, stored_preprocessing
 from penjing.tasks.preprocessing import Preprocessing
 
 FORMS = "torchvision:NAME, timm:NAME, penjing:NAME or FILE.py:FACTORY"
@@ -64,15 +64,18 @@ def load(
     return model.eval()
 
 
-def preprocessing(spec: str, *, channels: int | None = None) -> Preprocessing | None:
+def preprocessing(
+    spec: str, *, weights: str | Path | None = None, channels: int | None = None
+) -> Preprocessing | None:
     """What the model that ``spec`` names expects of its input.
 
-    From torchvision's default weights, timm's configuration, the reference net, or, in the user's
-    file, a ``Preprocessing`` called ``preprocessing``. None where there is none. With ``channels``,
-    mean and deviation are averaged over, or repeated for, the channels.
+    From the file ``weights``, if ``penjing train`` wrote it; or else from torchvision's default
+    weights, timm's configuration, the reference net, or, in the user's file, a ``Preprocessing``
+    called ``preprocessing``. None where there is none. With ``channels``, mean and deviation are
+    averaged over, or repeated for, the channels.
     """
     kind, name = _parse(spec)
-    found = SOURCES[kind].preprocessing(name)
+    found = (weights and stored_preprocessing(weights)) or SOURCES[kind].preprocessing(name)
     if found is None or channels in (None, found.channels):
         return found
     mean, std = (sum(values) / len(values) for values in (found.mean, found.std))

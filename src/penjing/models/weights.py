@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from penjing.errors import PenjingError
 from penjing.progress import say
+from penjing.tasks.preprocessing import Preprocessing
 
 State = dict[str, Tensor]
+
+PREPROCESSING = "preprocessing"
+"""Key of a safetensors file's metadata: JSON of how the images were prepared in training."""
 
 CONTAINERS = (
     *("state_dict", "model", "model_state_dict", "params"),
@@ -84,6 +89,28 @@ def load_weights(
         for name, value in wanted.items():
             if name in state and name not in kept:
                 value.copy_(state[name])
+
+
+def stored_preprocessing(path: str | Path) -> Preprocessing | None:
+    """The preprocessing with which the weights in ``path`` were trained, as ``penjing train`` writes
+    it; None in files of others.
+
+    Raises:
+        PenjingError: there is one, but it is damaged.
+    """
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            stored = (file.metadata() or {}).get(PREPROCESSING)
+        return Preprocessing.model_validate_json(stored) if stored is not None else None
+    except SafetensorError:
+        return None  # Said by whoever reads the weights.
+    except ValidationError as error:
+        raise PenjingError(
+            f"{path}: its metadata {PREPROCESSING!r} is damaged ({error.errors()[0]['msg']}); train "
+            "the weights again."
+        ) from error
 
 
 def _read(path: Path) -> object:
