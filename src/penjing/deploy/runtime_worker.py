@@ -40,19 +40,27 @@ def serve() -> None:
     np.random.default_rng()  # what every timing would import
     control = socket.socket(fileno=0)
     running: set[int] = set()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
-        if not message:
-            break
-        if descriptors:
-            answer = _fork(control, descriptors[0])
-            running.add(answer)
-        else:
-            answer = _end(int(message))
-            running.discard(int(message))
-        control.send(str(answer).encode())
-    for pid in running:
-        _end(pid)
+    try:
+        while _served(control, running):
+            pass
+    finally:
+        for pid in running:
+            _end(pid)
+
+
+def _served(control: socket.socket, running: set[int]) -> bool:
+    """Answer one message; False at the end of them."""
+    message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
+    if not message:
+        return False
+    if descriptors:
+        answer = _fork(control, descriptors[0])
+        running.add(answer)
+    else:
+        answer = _end(int(message))
+        running.discard(int(message))
+    control.send(str(answer).encode())
+    return True
 
 
 def work(reader: Stream, writer: Stream) -> None:
