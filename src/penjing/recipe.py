@@ -227,7 +227,8 @@ def _latest(model: nn.Module, keys: list[str], cache: Path | None) -> tuple[int,
         folder = (cache or Path()) / keys[done - 1]
         if snapshot.exists(folder):
             try:
-                return done, snapshot.load(copy.deepcopy(model), folder)
+                kept = snapshot.load(copy.deepcopy(model), folder)
+                return done, kept.to(next(model.parameters()).device)
             except PenjingError as error:
                 say(f"A damaged stage is made anew: {error}")
                 shutil.rmtree(folder, ignore_errors=True)
