@@ -97,7 +97,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     as_json: Json = False,
 ) -> None:
-    """Train a model and write its weights (.safetensors). A stopped training goes on from there."""
+    """Train a model and write its weights (.safetensors). A stopped training resumes."""
     from penjing import training
     from penjing.tasks import evaluate
 
@@ -248,7 +248,7 @@ def explore(
     time: Annotated[str, typer.Option(help="In total, such as 30m.")] = "30m",
     as_json: Json = False,
 ) -> None:
-    """Search all techniques together for the frontier within a budget. Run again to go on."""
+    """Search all techniques together for the frontier within a budget. Run again to resume."""
     from penjing import exploration
 
     budget = exploration.Budget(size=max_size, latency=max_latency, drop=max_drop)

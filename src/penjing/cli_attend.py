@@ -60,7 +60,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of split, first weights and order.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a detector on boxes, from scratch. A stopped training goes on with the same command."""
+    """Train a detector on boxes, from scratch. A stopped training resumes."""
     from penjing import attention
     from penjing.exploration.budget import BYTES, parse_quantity
 
