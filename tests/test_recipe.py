@@ -174,6 +174,58 @@ def test_both_techniques_of_a_pair_last(
         assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
 
 
+def most_in_a_block(weight: torch.Tensor) -> int:
+    return int((weight.detach().movedim(1, -1).unflatten(-1, (-1, 4)) != 0).sum(-1).max())
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("pattern_first", [False, True])
+def test_two_prunings_both_last(
+    together: bool, pattern_first: bool, model: nn.Module, task: Task
+) -> None:
+    entries: list[dict] = [
+        {"prune_weights": {"sparsity": {"3": 0.2, "8": 0.7}}},
+        {"prune_weights": {"pattern": "2:4"}},
+    ]
+    entries = entries[::-1] if pattern_first else entries
+    training = {"epochs": 0.3, "batch_size": 32}
+    stages = [{"techniques": entries, "train": training}]
+    if not together:
+        stages = [{"techniques": [entry], "train": training} for entry in entries]
+    small = compress(model, task, Recipe.model_validate({"stages": stages}))
+    # The first layer has one input channel, which no pattern fits.
+    assert all(most_in_a_block(small[index].weight) <= 2 for index in (3, 8, 10))
+    assert all(float((small[index].weight == 0).double().mean()) >= 0.5 for index in (3, 10))
+    assert float((small[8].weight == 0).double().mean()) >= 0.7 - 1e-3
+
+
+PATTERN = {"prune_weights": {"pattern": "2:4"}}
+CHANNELS = {"prune_channels": {"ratio": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([[CHANNELS, CHANNELS]], "prune_channels is twice in one stage, but"),
+        ([[PATTERN, CHANNELS]], "prune_channels comes after prune_weights with a pattern, but"),
+        ([[PATTERN], [CHANNELS]], "prune_channels comes after prune_weights with a pattern, but"),
+        ([[CHANNELS, PATTERN]], "prune_weights with a pattern is in one stage with prune_channels"),
+    ],
+)
+def test_prunings_that_would_undo_each_other_are_rejected(stages: list, message: str) -> None:
+    with pytest.raises(PenjingError, match=message):
+        recipes.parse({"stages": [{"techniques": one, "train": {}} for one in stages]})
+
+
+def test_channels_and_a_pattern_in_stages_of_their_own(model: nn.Module, task: Task) -> None:
+    rounded = {"prune_channels": {"ratio": 0.2, "round_to": 4}}
+    steps = recipes.parse({"stages": [{"techniques": [rounded]}, {"techniques": [rounded]}]})
+    assert compress(model, task, steps)[0].weight.shape[0] < 16
+    steps = recipes.parse({"stages": [{"techniques": [rounded]}, {"techniques": [PATTERN]}]})
+    small = compress(model, task, steps)
+    assert most_in_a_block(small[3].weight) <= 2 and len(small[0].weight) % 4 == 0
+
+
 def test_one_bit_after_pruning_is_refused_before_any_work(model: nn.Module, task: Task) -> None:
     stages = [
         {"techniques": [{"prune_weights": {"sparsity": 0.5}}, {"quantize": {"weight_bits": 1}}]}

@@ -294,6 +294,35 @@ def test_last_batch_of_one_image_is_left_out():
     assert result.epochs == 1 and math.isfinite(result.history[0].loss)
 
 
+@pytest.mark.parametrize(("images", "batch_size"), [(4, 1), (4, 3), (4, 128), (19, 16), (19, 18)])
+@pytest.mark.parametrize("epochs", [0.01, 1.5])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_few_images(images, batch_size, epochs, ema):
+    """Batches larger than the data, a last batch of one image, one image of a class."""
+    task = from_arrays(*striped(images), validation=striped(1), test=striped(1))
+    model = net()
+    result = train(model, task, TrainSettings(epochs=epochs, batch_size=batch_size, ema=ema))
+    assert all(math.isfinite(epoch.loss) for epoch in result.history)
+    assert result.score in (0.0, 1.0)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert int(model[1].num_batches_tracked) == max(
+        1, round(epochs * result_steps(images, batch_size))
+    )
+
+
+def result_steps(images: int, batch_size: int) -> int:
+    """In an epoch: a last batch of one image is left out."""
+    return max(1, images // batch_size + (images % batch_size > 1))
+
+
+def test_a_batch_of_one_image_is_too_small_for_some_norms():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3))
+    task = from_arrays(*striped(9), validation=striped(3), test=striped(3))
+    with pytest.raises(PenjingError, match=r"give batch_size \(it is 1\) and training images"):
+        train(model, task, TrainSettings(batch_size=1))
+    train(model, task, TrainSettings(batch_size=2))
+
+
 def test_seconds_per_epoch(task):
     model = net()
     before = copy.deepcopy(model)

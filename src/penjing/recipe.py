@@ -89,6 +89,10 @@ class Recipe(BaseModel):
                         f"recipe {self.name!r} cannot run: {technique.name} works in training only; "
                         f"give its stage a train:, or leave it out ({technique.needs_training})"
                     )
+            for index, technique in enumerate(stage.techniques):
+                reason = technique.objection_beside(stage.techniques[:index])
+                if reason:
+                    raise PenjingError(f"recipe {self.name!r} cannot run: {reason}")
         for index, technique in enumerate(self.techniques):
             reason = technique.objection(self.techniques[:index])
             if reason:

@@ -498,7 +498,7 @@ class _Run:
             batch = batch.contiguous(memory_format=torch.channels_last)
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=_has_bfloat16(self.device)):
-            output = outputs.as_floats(self.model(batch))
+            output = outputs.as_floats(self._run(batch))
             loss = self.task.loss(output, target, self.settings.label_smoothing)
             if self.distillation is not None:
                 loss = self.distillation(batch, output, loss)
@@ -514,6 +514,18 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         return value
+
+    def _run(self, batch: Tensor) -> Any:
+        try:
+            return self.model(batch)
+        except ValueError as error:
+            if len(batch) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise PenjingError(
+                "A batch norm has one value a channel in a batch of one image, of which it cannot "
+                f"learn; give batch_size (it is {self.settings.batch_size}) and training images (there "
+                f"are {self.task.size('train')}) of 2 or more."
+            ) from error
 
     def _score(self) -> float:
         if not self.average:

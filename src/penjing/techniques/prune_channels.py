@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -52,6 +53,23 @@ class PruneChannels(Technique):
     _plan: Plan = PrivateAttr()
     _example: Tensor = PrivateAttr()
     _removed: dict[str, tuple[int, int]] = PrivateAttr(default_factory=dict)
+
+    def objection(self, earlier: Sequence[Technique]) -> str | None:
+        """As any technique's; and the blocks of a pattern count channels, which must not go."""
+        if any(getattr(technique, "pattern", None) for technique in earlier):
+            return (
+                "prune_channels comes after prune_weights with a pattern, but the blocks of the "
+                "pattern would fall apart; prune channels in an earlier stage"
+            )
+        return super().objection(earlier)
+
+    def objection_beside(self, beside: Sequence[Technique]) -> str | None:
+        if any(technique.name == self.name for technique in beside):
+            return (
+                "prune_channels is twice in one stage, but the second would choose among channels "
+                "that are to go; put it into a stage of its own"
+            )
+        return None
 
     @property
     def removed(self) -> dict[str, tuple[int, int]]:

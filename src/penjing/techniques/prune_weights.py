@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -50,6 +52,7 @@ class PruneWeights(Technique):
     importance: Literal["lamp", "magnitude"] = "lamp"
 
     _names: set[str] = PrivateAttr(default_factory=set)
+    _links: dict[nn.Module, WeightMask] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_goal(self) -> PruneWeights:
@@ -58,6 +61,14 @@ class PruneWeights(Technique):
         if self.pattern is not None:
             _parse(self.pattern)
         return self
+
+    def objection_beside(self, beside: Sequence[Technique]) -> str | None:
+        if self.pattern is not None and any(one.name == "prune_channels" for one in beside):
+            return (
+                "prune_weights with a pattern is in one stage with prune_channels, but the blocks of "
+                "the pattern would fall apart; put it into a later stage"
+            )
+        return None
 
     def attach(self, model: nn.Module, task: Task) -> None:
         """Mask the least important weights.
@@ -80,19 +91,21 @@ class PruneWeights(Technique):
         self._names = set(found)
         for name, layer in found.items():
             share = _share_of(name, self.sparsity) if isinstance(self.sparsity, dict) else None
-            mask = WeightMask(layer.weight.detach(), share)
+            self._links[layer] = mask = WeightMask(layer.weight.detach(), share)
             parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
         self.step(model, 1.0)
 
     def step(self, model: nn.Module, progress: float) -> None:
-        """Choose the masks anew for the sparsity that the cubic schedule gives."""
-        links = _masked(model)
+        """Choose the masks anew for the sparsity that the cubic schedule gives, among the weights that
+        masks attached earlier leave."""
+        there = set(layers.compressible(model).values())
+        links = {layer: link for layer, link in self._links.items() if layer in there}
         level = int(progress * UPDATES)
         # The level is kept with the masks, so that a resumed training chooses at the same steps.
         if all(int(link.level) == level for link in links.values()):
             return
         with torch.no_grad():
-            weights = [layers.original(layer).detach() for layer in links]
+            weights = [_reaching(layer, link) for layer, link in links.items()]
             masks = self._masks(list(links.values()), weights, cubic(level / UPDATES))
             for link, mask in zip(links.values(), masks, strict=True):
                 link.mask.copy_(mask)
@@ -160,14 +173,14 @@ def lamp(weight: Tensor) -> Tensor:
     return score.view_as(weight)
 
 
-def _masked(model: nn.Module) -> dict[nn.Module, WeightMask]:
-    found: dict[nn.Module, WeightMask] = {}
-    for layer in layers.compressible(model).values():
-        if parametrize.is_parametrized(layer, "weight"):
-            for link in layer.parametrizations["weight"]:  # type: ignore[index, union-attr]
-                if isinstance(link, WeightMask):
-                    found[layer] = link
-    return found
+def _reaching(layer: nn.Module, link: WeightMask) -> Tensor:
+    """The layer's weight with the masks that come before ``link``."""
+    weight = layers.original(layer).detach()
+    chain = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+    for earlier in itertools.takewhile(lambda other: other is not link, chain):
+        if isinstance(earlier, WeightMask):
+            weight = earlier(weight)
+    return weight
 
 
 def _smallest(scores: list[Tensor], share: float) -> list[Tensor]:

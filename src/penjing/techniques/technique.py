@@ -42,6 +42,10 @@ class Technique(BaseModel, ABC):
                 return f"{self.name} comes after {technique.name}, but {reason}"
         return None
 
+    def objection_beside(self, beside: Sequence[Technique]) -> str | None:
+        """Why this technique cannot be in one stage with those listed before it; None when it can."""
+        return None
+
     @abstractmethod
     def attach(self, model: nn.Module, task: Task) -> None:
         """Put the technique on ``model``, in place, at full strength."""
