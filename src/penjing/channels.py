@@ -98,8 +98,8 @@ def silence(model: nn.Module, removal: Removal) -> None:
     """Zero the weights that read the channels of ``removal``: what is left once they are cut."""
     for name, channels in reading(removal).items():
         layer = model.get_submodule(name)
-        with torch.no_grad():
-            layers.original(layer).mul_(1 - column_mask(layer, channels))
+        weight = layers.original(layer).detach()
+        layers.set_original(layer, "weight", weight * column_mask(layer, channels))
 
 
 def reading(removal: Removal) -> dict[str, Tensor]:
@@ -113,15 +113,16 @@ def reading(removal: Removal) -> dict[str, Tensor]:
 
 
 def column_mask(layer: nn.Module, channels: Tensor) -> Tensor:
-    """1 at the weights of ``layer`` that read input ``channels``, else 0; the weight's shape."""
+    """0 at the weights of ``layer`` that read input ``channels``, else 1. It has the weight's dimensions
+    and broadcasts over it: large layers are not to be copied."""
     weight = layers.original(layer)
     count = getattr(layer, "groups", 1)
-    mask = torch.zeros_like(weight)
-    rows, columns = len(weight) // count, weight.shape[1]
-    by_group = mask.view(count, rows, *weight.shape[1:])
+    columns = weight.shape[1]
+    mask = weight.new_ones(count, 1, columns)
     channels = channels.to(weight.device)
-    by_group[channels // columns, :, channels % columns] = 1
-    return mask
+    mask[channels // columns, :, channels % columns] = 0
+    rows = 1 if count == 1 else len(weight) // count
+    return mask.expand(-1, rows, -1).reshape(-1, columns, *[1] * (weight.dim() - 2))
 
 
 def by_channel(values: Tensor, piece: Slice, groups: int) -> Tensor:
@@ -255,7 +256,7 @@ def _device(layer: nn.Module) -> torch.device:
 
 
 def _shrink(layer: nn.Module, name: str, value: Tensor) -> None:
-    value = value.detach().clone()
+    value = value.detach()
     old = getattr(layer, name)
     parameter = isinstance(old, nn.Parameter)
     setattr(
@@ -410,7 +411,7 @@ def _precise(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def _is_exact(model: nn.Module, example: Tensor, removal: Removal) -> bool:
-    silent, cut = copy.deepcopy(model), copy.deepcopy(model)
+    silent, cut = _twin(model), _twin(model)
     try:
         silence(silent, removal)
         remove(cut, removal)
@@ -418,6 +419,11 @@ def _is_exact(model: nn.Module, example: Tensor, removal: Removal) -> bool:
             return same(outputs(silent, example), outputs(cut, example))
     except (RuntimeError, ValueError, IndexError):
         return False  # Shapes or indices that do not fit: the very thing the trial is for.
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with its very tensors: replace them, do not write into them."""
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def outputs(model: nn.Module, example: Tensor) -> list[Tensor]:

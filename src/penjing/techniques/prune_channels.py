@@ -103,7 +103,7 @@ class PruneChannels(Technique):
         """Mask the share of the chosen channels that the cubic schedule gives, worst first."""
         for name, columns in channels.reading(self._plan.removal(cubic(progress))).items():
             layer = channels.entry(model, name)
-            _mask(layer).copy_(1 - channels.column_mask(layer, columns))
+            _mask(layer).copy_(channels.column_mask(layer, columns))
 
     def bake(self, model: nn.Module) -> None:
         """Cut the channels out.
@@ -146,13 +146,14 @@ def _check_nothing_learns_on_weights(model: nn.Module) -> None:
 
 
 class ColumnMask(nn.Module):
-    """Parametrization: weights times a mask that is 0 where they read a doomed channel."""
+    """Parametrization: weights times a mask that is 0 where they read a doomed channel (see
+    ``channels.column_mask``)."""
 
     mask: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", torch.ones_like(weight))
+        self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
@@ -180,7 +181,7 @@ def _mask(layer: Any) -> Tensor:
         for link in layer.parametrizations["weight"]:
             if isinstance(link, ColumnMask):
                 return link.mask
-    link = ColumnMask(layers.original(layer).detach())
+    link = ColumnMask(channels.column_mask(layer, torch.tensor([], dtype=torch.long)))
     parametrize.register_parametrization(layer, "weight", link, unsafe=True)
     return link.mask
 
