@@ -84,54 +84,60 @@ def compensated(weight: Tensor, elimination: Elimination, scale: float) -> Tenso
     """
     columns = elimination.order[:, None, :].expand_as(weight)
     steps = weight.gather(2, columns) / scale
-    rounded = _sweep(steps, elimination.inverse)
+    rounded = _sweep(steps, elimination)
     return torch.empty_like(weight).scatter_(2, columns, rounded)
 
 
-def _sweep(steps: Tensor, inverse: Tensor) -> Tensor:
+def _sweep(steps: Tensor, known: Elimination) -> Tensor:
     rest, keep, price = steps.clone(), steps != 0, _Price.of(steps)
     # In squared steps of a weight whose error costs as much as the mean.
-    worth = inverse.diagonal(dim1=1, dim2=2) ** -2
-    worth = (worth / worth.mean())[:, None, None, :]
+    worth = (known.remaining / known.remaining.mean())[:, None, None, :]
     result = torch.empty_like(rest)
     state = torch.zeros(*steps.shape[:2], 1, dtype=torch.long, device=steps.device)
     for start in range(0, steps.shape[2], BLOCK):
         end = min(start + BLOCK, steps.shape[2])
-        inside = inverse[:, start:end, start:end]
-        block = rest[:, :, start:end], keep[:, :, start:end], worth[..., start:end]
-        result[:, :, start:end], errors, state = _block(*block, inside, price, state)
-        rest[:, :, end:] -= errors @ inverse[:, start:end, end:]
+        inside = known.factor[:, start:end, start:end].transpose(1, 2)
+        now = slice(start, end)
+        block = steps[:, :, now], rest[:, :, now], keep[:, :, now], worth[..., now]
+        result[:, :, now], state = _block(*block, inside, price, state)
+        changes = steps[:, :, now] - result[:, :, now]
+        rest[:, :, end:] += changes @ known.factor[:, end:, now].transpose(1, 2)
     return result
 
 
 def _block(
-    steps: Tensor, keep: Tensor, worth: Tensor, inverse: Tensor, price: _Price, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best path through the columns of a block from ``state`` ``[G, R, 1]``: its integers, its
-    errors as the columns after the block need them, and the state it ends in."""
+    steps: Tensor,
+    moved: Tensor,
+    keep: Tensor,
+    worth: Tensor,
+    factor: Tensor,
+    price: _Price,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The best path through the columns of a block from ``state`` ``[G, R, 1]``: its integers, and the
+    state it ends in. ``moved`` are the ``steps`` with what earlier blocks did to them."""
     width, paths = steps.shape[2], (*steps.shape[:2], STATES)
-    rest = steps[:, :, None].expand(*paths, width).contiguous()
+    rest = moved[:, :, None].expand(*paths, width).contiguous()
     cost = steps.new_full(paths, math.inf).scatter_(2, state, 0.0)
-    origins, by, into = [], [], (_FROM.to(steps.device), (_FROM * 2 + _BY).to(steps.device))
+    origins, values, into = [], [], (_FROM.to(steps.device), (_FROM * 2 + _BY).to(steps.device))
     for at in range(width):
-        column = rest[..., at]
-        found, paid = _candidates(column, keep[:, :, at, None], worth[..., at], price)
+        found, paid = _candidates(rest[..., at], keep[:, :, at, None], worth[..., at], price)
         total = (cost[..., None] + paid).flatten(2)[..., into[1].flatten()].unflatten(2, (-1, 2))
         cost, second = total.min(3)
         origin = torch.where(second == 0, into[0][:, 0], into[0][:, 1])
         chosen = torch.where(second == 0, into[1][:, 0], into[1][:, 1])
         value = found.flatten(2).gather(2, chosen)
-        error = (column.gather(2, origin) - value) / inverse[:, at, at, None, None]
+        change = steps[:, :, at, None] - value
         origins.append(origin)
-        by.append((value, error))
+        values.append(value)
         later = rest[..., at + 1 :].gather(2, origin[..., None].expand(*paths, width - at - 1))
-        rest[..., at + 1 :] = later - error[..., None] * inverse[:, None, None, at, at + 1 :]
+        rest[..., at + 1 :] = later + change[..., None] * factor[:, None, None, at, at + 1 :]
     end = state = cost.argmin(2, keepdim=True)
-    values, errors = torch.empty_like(steps), torch.empty_like(steps)
+    best = torch.empty_like(steps)
     for at in reversed(range(width)):
-        values[:, :, at], errors[:, :, at] = (one.gather(2, state)[..., 0] for one in by[at])
+        best[:, :, at] = values[at].gather(2, state)[..., 0]
         state = origins[at].gather(2, state)
-    return values, errors, end
+    return best, end
 
 
 def _candidates(

@@ -1,7 +1,9 @@
 """Rounding in which later weights make good the error of earlier ones.
 
 Source: Frantar et al. 2023, "GPTQ", algorithm 1, after Frantar & Alistarh 2022, "Optimal brain
-compression"; columns in the order of falling input energy.
+compression"; columns in the order of falling input energy. In the form of Chee et al. 2023, "QuIP",
+section 3, which needs no inverse: each column is moved by what it makes good of the changes of those
+before it.
 """
 
 from __future__ import annotations
@@ -20,21 +22,16 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Elimination:
-    """The order in which columns are rounded, and what each one's error does to the later ones.
+    """The order in which columns are rounded, and how later ones make good the changes of earlier ones.
 
-    ``order`` int64 ``[G, K]``; ``inverse`` float32 ``[G, K, K]``, the upper Cholesky factor of the
-    inverse of the moments in that order, divided by their ``level`` ``[G, 1]``.
+    ``order`` int64 ``[G, K]``; ``factor`` float32 ``[G, K, K]``, lower triangular: row j says by how
+    much of the change of each earlier column column j moves; ``remaining`` float32 ``[G, K]`` is what
+    is left of every column's second moment once the columns after it follow it best. All in that order.
     """
 
     order: Tensor
-    inverse: Tensor
-    level: Tensor
-
-    @property
-    def remaining(self) -> Tensor:
-        """What is left of every column's second moment once the columns after it follow it best, in
-        that order: ``[G, K]``."""
-        return self.level * self.inverse.diagonal(dim1=1, dim2=2) ** -2
+    factor: Tensor
+    remaining: Tensor
 
 
 def eliminate(moments: Tensor, order: Tensor | None = None) -> Elimination:
@@ -45,9 +42,10 @@ def eliminate(moments: Tensor, order: Tensor | None = None) -> Elimination:
     level = diagonal.mean(1, keepdim=True)
     falling = diagonal.argsort(1, descending=True)
     order = falling if order is None else order.to(moments.device).expand_as(falling)
-    even = _permuted(moments, order) / level[..., None]  # the inverse of tiny ones would overflow
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(even))
-    return Elimination(order, torch.linalg.cholesky(inverse, upper=True), level)
+    even = _permuted(moments, order.flip(1)).div_(level[..., None])  # tiny ones have no root
+    lower = torch.linalg.cholesky(even, upper=True).flip(1, 2)
+    spread = lower.diagonal(dim1=1, dim2=2).clone()
+    return Elimination(order, lower.div_(spread[..., None]), level * spread.square())
 
 
 def compensated(
@@ -68,20 +66,23 @@ def compensated(
 
     Returns:
         ``integer * scale``, float32 ``[G, R, K]``. A row that compensation would make worse (by
-        the moments) is rounded plainly.
+        the damped moments) is rounded plainly.
     """
-    plain = _rounded(weight, scale, weight != 0, rounding)
-    known = elimination or eliminate(_damped(moments))
-    columns = known.order[:, None, :].expand_as(weight)
-    rounded = _sweep(weight.gather(2, columns), known.inverse, scale, rounding)
-    found = torch.empty_like(weight).scatter_(2, columns, rounded)
-    worse = output_error(found - weight, moments) > output_error(plain - weight, moments)
+    if elimination is None:
+        moments = _damped(moments)
+        elimination = eliminate(moments)
+    columns = elimination.order[:, :, None].expand(-1, -1, weight.shape[1])
+    # Columns become rows: each is read and written as a whole.
+    swept, error = _sweep(weight.transpose(1, 2).gather(1, columns), elimination, scale, rounding)
+    found = torch.empty_like(swept).scatter_(1, columns, swept).transpose(1, 2)
+    plain = _rounded(weight, scale[..., None], weight != 0, rounding)
+    worse = error > output_error(plain - weight, moments)
     return torch.where(worse[..., None], plain, found)
 
 
 def output_error(difference: Tensor, moments: Tensor) -> Tensor:
     """Squared output error ``[G, R]`` of a change ``[G, R, K]`` of the weights."""
-    return ((difference @ moments) * difference).sum(2)
+    return ((difference @ moments).mul_(difference)).sum(2)
 
 
 def _permuted(moments: Tensor, order: Tensor) -> Tensor:
@@ -96,23 +97,25 @@ def _damped(moments: Tensor) -> Tensor:
     return moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
 
 
-def _sweep(weight: Tensor, inverse: Tensor, scale: Tensor, rounding: Callable) -> Tensor:
+def _sweep(
+    weight: Tensor, known: Elimination, scale: Tensor, rounding: Callable
+) -> tuple[Tensor, Tensor]:
+    """The rounded columns of ``weight`` ``[G, K, R]``, in the order of ``known``, and the squared output
+    error of all of them ``[G, R]``."""
     rest, keep = weight.clone(), weight != 0
-    result = torch.empty_like(weight)
-    for start in range(0, weight.shape[2], BLOCK):
-        end = min(start + BLOCK, weight.shape[2])
-        errors = torch.empty_like(rest[:, :, start:end])
-        for i in range(start, end):
-            column = rest[:, :, i]
-            result[:, :, i] = _rounded(column[..., None], scale, keep[:, :, i : i + 1], rounding)[
-                ..., 0
-            ]
-            error = (column - result[:, :, i]) / inverse[:, i, i, None]
-            rest[:, :, i:end] -= error[..., None] * inverse[:, None, i, i:end]
-            errors[:, :, i - start] = error
-        rest[:, :, end:] -= errors @ inverse[:, start:end, end:]
-    return result
+    rounded, changes = torch.empty_like(weight), torch.empty_like(weight)
+    error = torch.zeros_like(scale)
+    for start in range(0, weight.shape[1], BLOCK):
+        end = min(start + BLOCK, weight.shape[1])
+        for at in range(start, end):
+            moved = known.factor[:, at : at + 1, start:at] @ changes[:, start:at]
+            column = rest[:, at] + moved[:, 0]
+            rounded[:, at] = _rounded(column, scale, keep[:, at], rounding)
+            changes[:, at] = weight[:, at] - rounded[:, at]
+            error += (column - rounded[:, at]).square() * known.remaining[:, at, None]
+        rest[:, end:].baddbmm_(known.factor[:, end:, start:end], changes[:, start:end])
+    return rounded, error
 
 
 def _rounded(weight: Tensor, scale: Tensor, keep: Tensor, rounding: Callable) -> Tensor:
-    return torch.where(keep, rounding(weight / scale[..., None]) * scale[..., None], 0.0)
+    return torch.where(keep, rounding(weight / scale) * scale, 0.0)

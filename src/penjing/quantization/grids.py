@@ -11,6 +11,9 @@ SMALLEST_SCALE = 1e-12
 SMALLEST_INPUT_SCALE = 1e-8
 """For inputs that are always zero. Integer kernels refuse very unequal scales."""
 
+IN_CACHE = 1 << 16
+"""Weights that are tried together: each is read a hundred times."""
+
 
 def limits(bits: int) -> tuple[int, int]:
     """Smallest and largest integer of a weight grid: symmetric for 2 bits and 1 bit."""
@@ -41,7 +44,10 @@ def choose_scale(weight: Tensor, bits: int) -> Tensor:
         scale = weight.abs().mean(1)
     else:
         scale = weight.abs().amax(1) / limits(bits)[1]
-        scale = scale if bits >= 8 else _search(weight, scale, bits)
+        if bits < 8:
+            rows = max(1, IN_CACHE // weight.shape[1])
+            pairs = zip(weight.split(rows), scale.split(rows), strict=True)
+            scale = torch.cat([_search(part, widest, bits) for part, widest in pairs])
     return torch.where(scale > SMALLEST_SCALE, scale, 1.0)
 
 
@@ -49,8 +55,8 @@ def _search(weight: Tensor, widest: Tensor, bits: int) -> Tensor:
     best, least = widest.clone(), torch.full_like(widest, torch.inf)
     for factor in torch.linspace(0.1, 1.09, 100).tolist():
         scale = (widest * factor).clamp_min(SMALLEST_SCALE)
-        rounded = to_codes(weight / scale[:, None], bits) * scale[:, None]
-        error = (weight - rounded).square().sum(1)
+        codes = weight.div(scale[:, None]).clamp_(*limits(bits)).round_()
+        error = codes.mul_(scale[:, None]).sub_(weight).square_().sum(1)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best

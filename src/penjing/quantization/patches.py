@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,29 +78,41 @@ def _linear_rows(x: Tensor, count: int) -> Tensor:
 
 
 def _conv_rows(layer: nn.Conv1d | nn.Conv2d, x: Tensor, count: int) -> Tensor:
-    x = _padded(layer, x.detach())
-    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    if isinstance(layer, nn.Conv1d):
-        x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
+    """Patches ``[rows, C * kernel]``: equally many of the first images, and where these have too few,
+    all of the next ones."""
     images = min(len(x), -(-count // PATCHES_AN_IMAGE))
-    found = []
-    for image in range(images):
-        columns = _columns(x[image : image + 1], kernel, dilation, stride)[0].T
-        found.append(columns[_choice(len(columns), -(-count // images), x.device)])
-    if sum(map(len, found)) < count:  # small maps: their few patches of more images
-        more = _columns(x[images:], kernel, dilation, stride) if images < len(x) else None
-        if more is not None:
-            found.append(more.transpose(1, 2).flatten(0, 1)[: count - sum(map(len, found))])
-    return torch.cat(found)
+    used = _padded(layer, x[:images].detach())
+    available = math.prod(_positions(layer, used))
+    chosen = _choice(available, -(-count // images), x.device)
+    found = _patches(layer, used, chosen)
+    missing = count - len(found)
+    if missing > 0 and images < len(x):
+        more = _padded(layer, x[images : images + -(-missing // available)].detach())
+        every = torch.arange(available, device=x.device)
+        found = torch.cat([found, _patches(layer, more, every)[:missing]])
+    return found
 
 
-def _columns(
-    x: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]
-) -> Tensor:
-    """All patches ``[N, K, positions]``."""
-    if set(kernel) == {1}:  # nothing to copy
-        return x[:, :, :: stride[0], :: stride[1]].flatten(2)
-    return F.unfold(x, kernel, dilation, 0, stride)
+def _positions(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[int]:
+    """How often the kernel fits on the padded ``x`` along each axis."""
+    axes = zip(x.shape[2:], layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    return [(size - dilation * (k - 1) - 1) // stride + 1 for size, k, dilation, stride in axes]
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor, chosen: Tensor) -> Tensor:
+    """Patches of the padded ``x`` ``[N, C, ...]`` at the positions ``chosen`` (int64, counted row by
+    row) ``[N * len(chosen), C * kernel]``. Only these are copied: all patches of a map are many times
+    its size."""
+    places = torch.unravel_index(chosen, _positions(layer, x))
+    offsets = [torch.arange(k, device=x.device) for k in layer.kernel_size]
+    at: list[Any] = [slice(None), slice(None)]
+    for axis, (place, offset) in enumerate(zip(places, offsets, strict=True)):
+        along = place[:, None] * layer.stride[axis] + offset * layer.dilation[axis]
+        shape = [len(chosen), *[1] * len(offsets)]
+        shape[axis + 1] = len(offset)
+        at.append(along.reshape(shape))
+    found = x[tuple(at)]  # [N, C, positions, *kernel]
+    return found.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

@@ -153,11 +153,12 @@ def _accumulate(statistics: LayerStatistics, layer: Layer, x: Tensor, batches: i
 
 def _least_squares(samples: Tensor, low: float, high: float, bits: int) -> tuple[float, float]:
     best, least = (low, high), torch.inf
+    errors = torch.empty_like(samples)
     for factor in torch.linspace(0.2, 1.0, 81).tolist():
         scale = max((high - low) * factor / (2**bits - 1), 1e-12)
         zero = round(-low * factor / scale)
-        codes = (samples / scale).round().clamp(-zero, 2**bits - 1 - zero)
-        error = float((codes * scale - samples).square().mean())
+        torch.div(samples, scale, out=errors).round_().clamp_(-zero, 2**bits - 1 - zero)
+        error = float(errors.mul_(scale).sub_(samples).square_().mean())
         if error < least:
             best, least = (low * factor, high * factor), error
     return best
