@@ -49,11 +49,16 @@ def plain(model: nn.Module, example: Tensor) -> nn.Module:
         example: one input, float32 ``[1, ...]``, on the model's device.
 
     Raises:
-        PenjingError: the model is TorchScript, quantized by PyTorch, or cannot be copied or run.
+        PenjingError: the model is TorchScript, quantized by PyTorch, cannot be copied or run, or gives
+            NaN.
     """
     made = _bare(_copied(_unwrapped(model)), example)
-    with torch.no_grad():
-        _run(made, example)  # lazy layers get their sizes
+    for index, tensor in enumerate(_outputs(made, example)):  # lazy layers get their sizes, too
+        if tensor.isnan().any():
+            raise PenjingError(
+                f"output {index} of the model {type(made).__name__} is NaN on an image; check its "
+                "weights (negative variances of norms, overflows) and the preprocessing."
+            )
     for module in made.modules():
         _bake(module)
     for step in (_merge, _split_norms, _store_weights):

@@ -39,6 +39,7 @@ from penjing import __version__, files, snapshot
 from penjing.errors import PenjingError
 from penjing.identity import UnidentifiedError
 from penjing.identity import of as hash_of
+from penjing.plain import plain
 from penjing.progress import say
 from penjing.recipes import read
 from penjing.tasks import Task
@@ -159,12 +160,14 @@ def compress(
         progress: show progress bars on standard error.
 
     Raises:
-        PenjingError: the recipe's order is invalid, the cache cannot be written, or a technique
-            cannot be used on this model.
+        PenjingError: the recipe's order is invalid, the cache cannot be written, the model cannot be
+            brought into plain form (``penjing.plain``), or a technique cannot be used on it.
     """
     recipe.check()
+    keys = _keys(model, task, recipe, teacher if teacher is not None else model, cache)
+    device = next((p.device for p in model.parameters()), task.example.device)
+    model = plain(model, task.example.to(device))
     teacher = teacher if teacher is not None else model
-    keys = _keys(model, task, recipe, teacher, cache)
     start, current = _latest(model, keys, cache)
     for index, stage in list(enumerate(recipe.stages))[start:]:
         kept = cache / keys[index] if cache and keys else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +19,21 @@ from penjing import container, layers
 from penjing.deploy import measure
 from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.deploy.comparison import Original
-from penjing.deploy.export import export
-from penjing.layers import CodebookWeights, IntegerWeights
+from penjing.deploy.export import lower
+from penjing.deploy.stored_layers import StoredLayer, floats_sentence, stored_layers
+from penjing.errors import PenjingError
+from penjing.plain import plain
 from penjing.profiling import LayerProfile, profile
+from penjing.quantization.grids import InputQuantizer
 from penjing.tasks import Task, outputs_of
 from penjing.tasks.interval import Comparison
 
 CALIBRATION = 128
 """Training images for the ranges of the exported graph and the comparison with PyTorch."""
+FARTHEST, FARTHEST_8_BITS = 0.02, 0.5
+"""Largest distance (``measure.Agreement``) of a file from its model: of one that computes in float, and
+of one with 8-bit results, some of which the model does not round. Outputs that have nothing to do with
+each other are 1.4 apart."""
 PACKAGES = ("penjing", "torch", "onnxruntime", "numpy")
 
 
@@ -41,11 +50,14 @@ class Card(Comparison):
         reference_latency_ms: of the reference file, timed in turns with this one.
         peak_rss_bytes: of a process that does nothing but run ``model.onnx``.
         score, split: the task's score of ``model.onnx`` and the split it was taken on.
-        export_max_error, export_top1_agreement: between ``model.onnx`` and the PyTorch model. Of a
-            file with finishing passes: of the graph before them.
+        export_max_error, export_distance, export_top1_agreement: between ``model.onnx`` and the
+            PyTorch model, as in ``measure.Agreement``. Of a file with finishing passes: of the
+            graph before them.
         kernels: how often each operator occurs in the runtime's optimized graph.
         notes: what does not run on the integers it is stored in.
-        layers: name, kind, shape (of the weight), params, macs, format, sparsity.
+        layers: name, kind, shape (of the weight), params, macs, format, kernel, sparsity. The
+            format of the weights is read from ``model.onnx``, the kernel (``int8`` or ``float32``)
+            from the runtime's optimized graph.
         figures: what else was measured on the split, by name.
     """
 
@@ -63,6 +75,7 @@ class Card(Comparison):
     score: float
     split: str
     export_max_error: float
+    export_distance: float = 0.0
     export_top1_agreement: float
     kernels: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
@@ -98,18 +111,44 @@ def build(
         threads: of the runtime, for the latency.
 
     Raises:
-        PenjingError: the model cannot be exported, or the runtime cannot run it.
+        PenjingError: the model cannot be exported, the runtime cannot run it, or the file's outputs are
+            not the model's. Nothing is kept then.
     """
+    parameter = next(model.parameters(), task.example)
+    model = plain(model, task.example.to(parameter.device)).cpu()
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
+        card = _made(model, task, Path(place), recipe, split, reference, finish, figures, threads)
+        for name in ("model.onnx", "model.penjing"):
+            Path(place, name).replace(folder / name)
+    write(card, folder)
+    return card
+
+
+def _made(
+    model: nn.Module,
+    task: Task,
+    folder: Path,
+    recipe: dict[str, Any] | None,
+    split: str,
+    reference: Original | None,
+    finish: Sequence[InPlacePass],
+    figures: Callable[[Path], dict[str, float]] | None,
+    threads: int,
+) -> Card:
     path, packed = folder / "model.onnx", folder / "model.penjing"
     batches = task.calibration(CALIBRATION)
-    notes = export(model, task.example, path, calibration=batches)
+    lowered = lower(model, task.example, path, calibration=batches)
     agreement = measure.agreement(model, path, batches)
+    _check(model, agreement)
     if finish:
-        export(model, task.example, path, calibration=batches, finish=finish)
+        lowered = lower(model, task.example, path, calibration=batches, finish=finish)
     form = outputs_of(model, task.batches("train", 1, limit=1))[0]
     costs = profile(model, task.example)
-    card = Card(
+    optimized = runtime.optimized(path)
+    stored = stored_layers(path, lowered.places, optimized)
+    floats = floats_sentence(stored.values())
+    return Card(
         name=str((recipe or {}).get("name", type(model).__name__)),
         recipe=recipe,
         params=costs.params,
@@ -117,17 +156,33 @@ def build(
         onnx_bytes=path.stat().st_size,
         packed_bytes=container.pack(path, packed),
         **_measurements(task, path, split, reference, form, threads, _trains(recipe)),
+        kernels=dict(Counter(node.op_type for node in optimized.graph.node)),
         export_max_error=agreement.max_error,
+        export_distance=agreement.distance,
         export_top1_agreement=agreement.top1,
         figures=figures(path) if figures else {},
-        notes=notes,
-        layers=[_describe(model, layer) for layer in costs.layers],
+        notes=[*([floats] if floats else []), *lowered.notes],
+        layers=[_describe(model, layer, stored) for layer in costs.layers],
         versions={package: metadata.version(package) for package in PACKAGES},
         cpu=cpu(),
         threads=threads,
     )
-    write(card, folder)
-    return card
+
+
+def _check(model: nn.Module, agreement: measure.Agreement) -> None:
+    """Raise ``PenjingError`` where the file does not do what the model does."""
+    eight_bits = any(isinstance(m, InputQuantizer) and m.bits == 8 for m in model.modules())
+    limit = FARTHEST_8_BITS if eight_bits else FARTHEST
+    if agreement.distance <= limit:
+        return
+    advice = "report it as a fault of the export, and deploy the model as it was"
+    if eight_bits:
+        advice = "leave activations in float (activation_bits: null), since 8 bits are too few here"
+    raise PenjingError(
+        f"the ONNX file of {type(model).__name__} disagrees with the model: on training images its "
+        f"outputs are off by {agreement.distance:.1%} of their spread, at most {limit:.0%} is "
+        f"expected of rounding; {advice}."
+    )
 
 
 def write(card: Card, folder: Path) -> None:
@@ -169,31 +224,25 @@ def _measurements(
         "peak_rss_bytes": measure.peak_rss(path),
         "score": float(task.score(*found)),
         "split": split,
-        "kernels": dict(runtime.kernels(path)),
     }
 
 
-def _describe(model: nn.Module, layer: LayerProfile) -> dict[str, Any]:
+def _describe(
+    model: nn.Module, layer: LayerProfile, stored: dict[str, StoredLayer]
+) -> dict[str, Any]:
     module = layers.compressible(model).get(layer.name)
     weight = module.weight.detach() if module is not None else None
+    found = stored.get(layer.name)
     return {
         "name": layer.name,
         "kind": layer.kind,
         "shape": list(weight.shape) if weight is not None else layer.shape,
         "params": layer.params,
         "macs": layer.macs,
-        "format": _format(module),
+        "format": found.format if found else "float32",
+        "kernel": "int8" if found and found.integer else "float32",
         "sparsity": float((weight == 0).double().mean()) if weight is not None else 0.0,
     }
-
-
-def _format(module: nn.Module | None) -> str:
-    kind = getattr(module, "weight_format", None)
-    if isinstance(kind, IntegerWeights):
-        return f"int{kind.bits}"
-    if isinstance(kind, CodebookWeights):
-        return f"shared, {len(kind.values)} values"
-    return "float32"
 
 
 def cpu() -> str:

@@ -31,11 +31,14 @@ from penjing.tasks.divergence import columns
 class Agreement:
     """How far a deployed file is from the PyTorch model it was made of.
 
-    ``max_error`` is the largest absolute difference of any output value, ``top1`` the share of rows
-    (of the first output's second axis) whose largest value is the same class.
+    ``max_error`` is the largest absolute difference of any output value, ``distance`` the root of the
+    mean squared difference relative to the spread (standard deviation) of an output's values, the
+    largest of all outputs, ``top1`` the share of rows (of the first output's second axis) whose
+    largest value is the same class.
     """
 
     max_error: float
+    distance: float
     top1: float
 
 
@@ -98,15 +101,51 @@ def outputs(
 
 
 def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> Agreement:
-    """Compare ``path`` with ``model`` (run in eval mode) on ``batches`` (float32 ``[N, C, H, W]``)."""
-    worst, same = 0.0, []
+    """Compare ``path`` with ``model`` (run in eval mode) on ``batches`` (float32 ``[N, C, H, W]``).
+
+    Raises:
+        PenjingError: an output of the model or of the file is NaN, or only one of them is infinite.
+    """
+    expected, found = [], []
     with running(File(path)) as outputs_of:
         for batch in batches:
-            expected = _expected(model, batch)
-            found = _tensors(outputs_of(batch.numpy()))
-            worst = max([worst, *(_difference(e, f) for e, f in zip(expected, found, strict=True))])
-            same.append((_best(expected[0]) == _best(found[0])).flatten())
-    return Agreement(worst, float(torch.cat(same).double().mean()))
+            expected.append(_expected(model, batch))
+            found.append(_tensors(outputs_of(batch.numpy())))
+    pairs = [
+        (tasks_outputs.concatenated(list(e)), tasks_outputs.concatenated(list(f)))
+        for e, f in zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True)
+    ]
+    for index, pair in enumerate(pairs):
+        _check_finite(index, path, *pair)
+    first = pairs[0]
+    return Agreement(
+        max(_difference(*pair) for pair in pairs),
+        max(_distance(*pair) for pair in pairs),
+        float((_best(first[0]) == _best(first[1])).double().mean()),
+    )
+
+
+def _check_finite(index: int, path: str | Path, expected: Tensor, found: Tensor) -> None:
+    for tensor, whose in ((expected, "the model"), (found, f"{path}")):
+        if tensor.isnan().any():
+            raise PenjingError(
+                f"output {index} of {whose} is NaN on training images; check the model's weights "
+                "(negative variances of norms, overflows) and the preprocessing."
+            )
+    if not torch.equal(expected.isinf(), found.isinf()):
+        raise PenjingError(
+            f"output {index} of {path} is infinite where the model's is not, or the other way round; "
+            "check the model for values that overflow."
+        )
+
+
+def _distance(expected: Tensor, found: Tensor) -> float:
+    finite = expected.isfinite()
+    expected, found = expected[finite].double(), found[finite].double()
+    if not len(expected):
+        return 0.0
+    spread = float(expected.std(correction=0)) or float(expected.abs().max()) or 1.0
+    return float((expected - found).square().mean().sqrt()) / spread
 
 
 def bench(
@@ -230,7 +269,9 @@ def _best(scores: Tensor) -> Tensor:
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
-    return float((expected.double() - found.double()).abs().max())
+    finite = expected.isfinite()
+    difference = (expected[finite].double() - found[finite].double()).abs()
+    return float(difference.max()) if len(difference) else 0.0
 
 
 def _timed(

@@ -57,10 +57,12 @@ def weight_bytes(layer: Layer) -> float:
 
 
 def bits(weight_format: str) -> int:
-    """8 for ``int8``, 32 for ``float32``, 4 for ``4-bit codebook``.
+    """8 for ``int8``, 32 for ``float32``, 4 for ``4-bit codebook``, 5 for ``shared, 32 values``.
 
     Raises ValueError for a format that names no width.
     """
+    if codebook := re.fullmatch(r"shared, (\d+) values", weight_format):
+        return max(1, (int(codebook[1]) - 1).bit_length())
     number = re.search(r"\d+", weight_format)
     width = int(number[0]) if number else NAMED_BITS.get(weight_format.lower())
     if width is None:

@@ -245,8 +245,10 @@ class _Search:
             found = rate_distortion.for_size(self._coded, wanted, weights, first, roughly=roughly)
             if found is None:
                 raise PenjingError(
-                    f"max_bytes={size} is too small: {rest} bytes are not weights, and not even "
-                    "weights that are nearly all zero fit; allow a larger file or prune first."
+                    f"max_bytes={size} is too small: {rest} bytes are the graph, biases and layers "
+                    "that compress_weights leaves in float (all but Conv1d, Conv2d and Linear), and "
+                    "not even weights that are nearly all zero fit beside them; allow a larger file "
+                    "or prune first."
                 )
             if roughly:
                 self.found = found

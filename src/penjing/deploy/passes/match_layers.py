@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -31,14 +31,15 @@ class MatchLayers(InPlacePass):
         self.sources, self.notes = sources, notes
 
     def call(self, model: ir.Model) -> PassResult:
-        found, foreign = set(), []
+        found: dict[str, DeployedLayer] = {}
+        foreign: list[str] = []
         for node in model.graph:
             if node.op_type not in PRODUCTS or len(node.inputs) < 2:
                 continue
             layer = self._layer(node)
             if layer is not None:
                 node.meta["layer"] = layer
-                found.add(layer.name)
+                found[layer.name] = layer
             elif initializers.constant(node.inputs[1]) is not None:
                 foreign.append(_name(node))
         self._note(found, foreign)
@@ -57,10 +58,11 @@ class MatchLayers(InPlacePass):
         )
         return dataclasses.replace(layer, format=None, input=None)
 
-    def _note(self, found: set[str], foreign: list[str]) -> None:
+    def _note(self, found: dict[str, DeployedLayer], foreign: list[str]) -> None:
         formats = [layer for layer in self.layers.values() if layer.format is not None]
         if not formats:
             return
+        self._note_activations(found.values())
         unused = [layer.name for layer in formats if layer.name not in found]
         if unused:
             self.notes.append(
@@ -72,6 +74,19 @@ class MatchLayers(InPlacePass):
                 f"{', '.join(dict.fromkeys(foreign))}: weights stored and run in float32, since no "
                 "technique works on layers of this kind"
             )
+
+    def _note_activations(self, found: Iterable[DeployedLayer]) -> None:
+        for bits in (16, 8):
+            names = [
+                layer.name
+                for layer in found
+                if layer.input is not None and layer.input.bits == bits and not layer.integer
+            ]
+            if names:
+                self.notes.append(
+                    f"activations of {', '.join(names)} stay in float32, though {bits} bits were asked "
+                    "for: integer kernels take 8-bit activations and integer weights of at most 8 bits"
+                )
 
 
 def _name(node: ir.Node) -> str:
