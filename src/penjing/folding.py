@@ -25,6 +25,8 @@ from penjing.quantization.statistics import evaluating
 from penjing.tasks import outputs
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d)
+STOCK = (_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
+"""Others do more than to normalize."""
 TRIALS = 2
 """Images of noise on which a folded net is compared, beside the example."""
 
@@ -154,8 +156,11 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 def _fits(model: nn.Module, layer: str, norm: str) -> bool:
-    """Whether the norm has statistics, one for each output of the layer."""
-    mean = model.get_submodule(norm).running_mean
+    """Whether the norm is no more than that, with statistics, one for each output of the layer."""
+    module = model.get_submodule(norm)
+    mean = module.running_mean
+    if type(module).forward not in STOCK:
+        return False
     return mean is not None and len(mean) == len(model.get_submodule(layer).weight)  # type: ignore
 
 

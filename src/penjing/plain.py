@@ -210,11 +210,15 @@ def _split(norm: _BatchNorm, axes: int) -> nn.Module | None:
     stock = _stock(norm, axes)
     if type(norm).forward in (nn.SyncBatchNorm.forward, _BatchNorm.forward):
         return stock
+    # The check of the number of axes decides on a value, which tracing cannot.
+    norm.__dict__["_check_input_dim"] = lambda _: None
     try:
         rest = _rest(symbolic_trace(norm))
     # Tracing runs foreign code, which may fail in any way on values that are not there.
     except Exception:
         return None
+    finally:
+        del norm.__dict__["_check_input_dim"]
     if rest is None:
         return None
     return nn.Sequential(stock, *rest).eval() if rest else stock

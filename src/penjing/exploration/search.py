@@ -12,7 +12,6 @@ Each step is cut to the time that is left. A killed run goes on where it was.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time as clock
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from penjing.errors import PenjingError
 from penjing.exploration.budget import SECONDS, Budget, describe, parse_quantity
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.study import BASELINE, Contribution, Point, Study
+from penjing.plain import plain
 from penjing.progress import Bar, bar, say
 from penjing.recipe import Recipe, compress, identity
 from penjing.tasks import Task, interval, outputs_of
@@ -103,7 +103,8 @@ class _Search:
         threads: int,
         progress: bool,
     ) -> None:
-        self.model = copy.deepcopy(model).eval()
+        device = next((p.device for p in model.parameters()), task.example.device)
+        self.model = plain(model, task.example.to(device))
         self.form = outputs_of(self.model, task.batches("train", 1, limit=1))[0]
         self.original = Original(study.folder / "trials" / BASELINE / "model.onnx", task, self.form)
         self.task, self.study, self.limit_s, self.threads = task, study, limit_s, threads
