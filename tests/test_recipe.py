@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,3 +322,98 @@ def test_the_key_of_a_stage_depends_on_weights_data_and_stages_so_far(
     changed = pair("prune_channels", "share_weights", train=False)
     assert recipes.stage_keys(model, task, changed, model)[0] == keys[0]
     assert recipes.stage_keys(model, task, changed, model)[1] != keys[1]
+
+
+def stage(technique: str = "quantize") -> Recipe:
+    return recipes.parse({"stages": [{"techniques": [{technique: SETTINGS[technique]}]}]})
+
+
+def stripes(**more: Any) -> Task:
+    images = np.random.default_rng(0).integers(0, 255, (40, 12, 12, 1), np.uint8)
+    return from_arrays(images, np.arange(40) % 2, **more)
+
+
+def plain(act: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+
+
+def test_one_architecture_is_not_served_another_ones_stage(tmp_path: Path) -> None:
+    task = stripes()
+    compress(plain(nn.ReLU), task, stage(), cache=tmp_path)
+    cached = compress(plain(nn.Sigmoid), task, stage(), cache=tmp_path)
+    with torch.no_grad():
+        expected = compress(plain(nn.Sigmoid), task, stage())(task.example)
+        assert torch.equal(cached(task.example), expected)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
+def test_keys_hold_the_loss_the_defaults_and_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(scale: float = 1.0) -> str:
+        task = stripes(loss=lambda o, y: o.sum() * scale, score=lambda o, y: float(o.sum()))
+        net = plain(nn.ReLU)
+        return recipes.stage_keys(net, task, stage(), net)[0]
+
+    first = key()
+    assert key() == first != key(2.0)
+    quantize = techniques()["quantize"]
+    monkeypatch.setattr(
+        quantize, "model_dump", lambda self, **_: {"calibration": 1}
+    )  # as another version's defaults would
+    assert key() != first
+    monkeypatch.undo()
+    monkeypatch.setattr(recipes, "__version__", "another")
+    assert key() != first
+
+
+def test_what_cannot_be_identified_is_not_cached_and_that_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = threading.Lock()
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with held:
+            return output.sum()
+
+    task = stripes(loss=loss, score=lambda o, y: float(o.sum()))
+    for _ in range(2):
+        compress(plain(nn.ReLU), task, stage(), cache=tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("Stages are not cached: A _thread.lock cannot be told from") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_stage_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = stripes()
+    expected = compress(plain(nn.ReLU), task, stage(), cache=tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-50])
+    found = compress(plain(nn.ReLU), task, stage(), cache=tmp_path)
+    assert capsys.readouterr().err.startswith("A damaged stage is made anew: ")
+    with torch.no_grad():
+        assert torch.equal(found(task.example), expected(task.example))
+
+
+def test_an_interrupted_stage_resumes_from_the_cache_or_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, net = stripes(), plain(nn.ReLU)
+    steps = recipes.parse({"stages": [{"train": {"epochs": 3, "batch_size": 16}}]})
+    expected = compress(net, task, steps)
+    for damage in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(recipes.snapshot, "save", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                compress(net, task, steps, cache=tmp_path)
+        (checkpoint,) = tmp_path.glob("*.checkpoint")
+        if damage:
+            checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+        found = compress(net, task, steps, cache=tmp_path)
+        pairs = zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert ("begins anew" in capsys.readouterr().err) is damage
+        assert not list(tmp_path.glob("*.checkpoint"))
+        for folder in tmp_path.iterdir():
+            shutil.rmtree(folder)

@@ -63,7 +63,7 @@ def run(
     task, model = digits(seed), DigitsNet().to(device)
     Console(stderr=True).print("training a small CNN on scikit-learn's handwritten digits")
     settings = TrainSettings(epochs=20, batch_size=64, optimizer="adamw", lr=2e-3)
-    train(model, task, settings, checkpoint=folder / "training", progress=True)
+    train(model, task, settings, checkpoint=folder / "training", discard=True, progress=True)
     return explore(
         model,
         task,

@@ -86,7 +86,9 @@ class _Reader:
         try:
             found = _hash(self.parts(value))
         except UnidentifiedError:
-            found = _hash(_named(value))
+            if _name(value) is None:
+                raise
+            found = _hash([b"named", str(_name(value)).encode()])
         finally:
             self.stack.pop()
         self.known[id(value)] = value, found
@@ -185,7 +187,9 @@ class _Reader:
             try:
                 yield self.read(settings[name])
             except UnidentifiedError:
-                yield from _named(value)
+                if _name(value) is None:
+                    raise
+                yield str(_name(value)).encode()
         yield from self.tensors(value)
         for name, child in value._modules.items():
             yield name.encode()
@@ -262,13 +266,10 @@ def _bytes(value: Tensor) -> bytes:
     return plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _named(value: Any) -> list[bytes]:
-    """By the name that its owner gave it. Raises UnidentifiedError when it has none."""
-    name = getattr(value, "name", None)
-    if not isinstance(name, str):
-        raise _unidentified(value)
-    kind = type(value)
-    return [b"named", f"{kind.__module__} {kind.__qualname__} {name}".encode()]
+def _name(value: Any) -> str | None:
+    """The type of ``value`` and the name that its owner gave it, if any."""
+    name, kind = getattr(value, "name", None), type(value)
+    return f"{kind.__module__} {kind.__qualname__} {name}" if isinstance(name, str) else None
 
 
 def _unidentified(value: Any) -> UnidentifiedError:
