@@ -14,6 +14,7 @@ from torch import nn
 from penjing import PenjingError, attention
 from penjing.attention import Crop, Detector, Motion, Pipeline, bundle, coco
 from penjing.attention.frames import read
+from penjing.container.streams import number
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +93,15 @@ def altered(saved: Path, target: Path, **members: bytes | None) -> Path:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"../escape": b"x"}, "no bundle"),
-        ({"detector__penjing": None}, "no bundle"),
+        ({"../escape": b"x"}, r"no bundle: its member '\.\./escape'"),
+        ({"/etc/passwd": b"x"}, r"no bundle: its member '/etc/passwd'"),
+        ({"folder/": b""}, r"no bundle: its member 'folder/'"),
+        ({"detector__penjing": None}, "no bundle: it holds no detector.penjing"),
         ({"model__onnx": None}, "missing"),
         ({"pipeline__json": b"{"}, "pipeline.json"),
         ({"pipeline__json": b'{"every": 0}'}, "pipeline.json"),
-        ({"detector__penjing": b"junk"}, "damaged"),
+        ({"pipeline__json": b" " * 10**6}, r"member pipeline.json declares 1,000,000 bytes"),
+        ({"detector__penjing": b"junk"}, "damaged bundle: detector.penjing cannot be unpacked"),
         ({"model__onnx": b"junk"}, "damaged"),
     ],
 )
@@ -112,8 +116,58 @@ def test_compressed_members_are_refused(saved: Path, tmp_path: Path):
     with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad:
         for name in archive.namelist():
             bad.writestr(name, archive.read(name))
-    with pytest.raises(PenjingError, match="compressed"):
+    with pytest.raises(PenjingError, match=r"member pipeline.json is compressed"):
         attention.load(path)
+
+
+def declaring(size: int) -> bytes:
+    """A packed file's head that declares an ONNX file of ``size`` bytes."""
+    return b"PNJG\x02" + number(size) + bytes(8) + b"\x00"
+
+
+@pytest.mark.parametrize("name", ["detector.penjing", "model.penjing"])
+def test_members_are_unpacked_within_a_limit(saved: Path, tmp_path: Path, name: str):
+    """A few bytes that declare gigabytes take no memory."""
+    with zipfile.ZipFile(saved) as archive:
+        plan = json.loads(archive.read("pipeline.json")) | {"model": "model.penjing"}
+        packed = archive.read("detector.penjing")
+    members = {"detector.penjing": packed, "model.penjing": packed} | {name: declaring(2**30 + 1)}
+    members = {key.replace(".", "__"): value for key, value in members.items()}
+    plans = {"pipeline__json": json.dumps(plan).encode(), "model__onnx": None}
+    path = altered(saved, tmp_path / "bad.bundle", **members, **plans)
+    with pytest.raises(PenjingError, match=f"{name} .* declares {2**30 + 1} bytes"):
+        attention.load(path)
+
+
+@pytest.mark.parametrize("field", ["file_size", "compress_size"])
+def test_members_that_declare_other_sizes_are_named(saved: Path, tmp_path: Path, field: str):
+    """In the archive's directory, which is what a reader goes by."""
+    path = tmp_path / "bad.bundle"
+    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(path, "w") as bad:
+        for name in archive.namelist():
+            bad.writestr(name, archive.read(name))
+        setattr(bad.getinfo("model.onnx"), field, 2**29)
+    with pytest.raises(PenjingError, match=r"member model.onnx declares"):
+        attention.load(path)
+
+
+def test_a_member_that_is_there_twice_is_named(saved: Path, tmp_path: Path):
+    path = tmp_path / "bad.bundle"
+    path.write_bytes(saved.read_bytes())
+    with zipfile.ZipFile(path, "a") as bad, pytest.warns(UserWarning):
+        bad.writestr("pipeline.json", b"{}")
+    with pytest.raises(PenjingError, match=r"member 'pipeline.json' is there twice"):
+        attention.load(path)
+
+
+def test_a_member_whose_bytes_are_another_files_is_named(saved: Path, tmp_path: Path):
+    whole = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        at = archive.getinfo("card.json").header_offset
+    whole[at + 60] ^= 1
+    (tmp_path / "bad.bundle").write_bytes(whole)
+    with pytest.raises(PenjingError, match=r"member card.json is damaged \(.*CRC"):
+        bundle.card(tmp_path / "bad.bundle")
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -23,14 +24,21 @@ from penjing import container
 from penjing.attention.crop import Crop
 from penjing.attention.detector import Detector
 from penjing.attention.motion import Gate, Motion
-from penjing.attention.pipeline import File, Module, Pipeline
+from penjing.attention.pipeline import LARGEST_MODEL, File, Module, Pipeline
 from penjing.deploy.timing import time_calls
 from penjing.errors import PenjingError
 
 PLAN, CARD, DETECTOR = "pipeline.json", "card.json", "detector.penjing"
-LARGEST = {PLAN: 10**5, CARD: 10**6, DETECTOR: 10**7}
-"""Bytes that a member may have at most; what declares more is not read."""
-LARGEST_MODEL = 2**30
+LARGEST = {
+    PLAN: 10**5,
+    CARD: 10**6,
+    DETECTOR: 10**7,
+    "model.onnx": LARGEST_MODEL,
+    "model.penjing": LARGEST_MODEL,
+}
+"""The members that there may be, and bytes that each may have; what declares more is not read."""
+DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError)
+"""What the standard library raises for archives that it cannot read."""
 NEVER = 10**9
 """Frames that no measurement reaches."""
 
@@ -121,7 +129,8 @@ def load(
                 threads=threads,
             )
         except PenjingError as error:
-            raise PenjingError(f"{path} is a damaged bundle: {error}") from error
+            reason = str(error).replace(f"{folder}{os.sep}", "")
+            raise PenjingError(f"{path} is a damaged bundle: {reason}") from error
 
 
 def card(path: str | Path) -> dict[str, Any]:
@@ -138,32 +147,57 @@ def _members(path: Path, wanted: Sequence[str] | None = None) -> dict[str, bytes
     """The members of the archive by name (all of them known), or those that are wanted."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-            _check_names(path, set(entries))
-            for name, entry in entries.items():
-                limit = LARGEST.get(name, LARGEST_MODEL)
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
-                    raise PenjingError(
-                        f"{path}: {name} is compressed or larger than {limit:,} bytes; bundles are "
-                        "neither. Save it again."
-                    )
-            return {name: archive.read(entries[name]) for name in wanted or entries}
+            entries = archive.infolist()
+            _check_names(path, [entry.filename for entry in entries])
+            for entry in entries:
+                _check_size(path, entry)
+            read = {entry.filename: entry for entry in entries}
+            return {name: _content(path, archive, read[name]) for name in wanted or read}
     except OSError as error:
         raise PenjingError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except DAMAGE as error:
         raise PenjingError(
             f"{path} is no bundle or is damaged ({error}); save it again."
         ) from error
 
 
-def _check_names(path: Path, names: set[str]) -> None:
-    needed = {PLAN, CARD, DETECTOR}
-    if needed - names or len(names) > 4 or names - needed - {"model.onnx", "model.penjing"}:
-        shown = ", ".join(sorted(names)[:5])[:200] or "nothing"
+def _check_names(path: Path, names: list[str]) -> None:
+    for name in names:
+        if name not in LARGEST or names.count(name) > 1:
+            why = "is there twice" if name in LARGEST else "does not belong in one"
+            raise PenjingError(
+                f"{path} is no bundle: its member {name[:100]!r} {why}; save it again."
+            )
+    missing = [name for name in (PLAN, CARD, DETECTOR) if name not in names]
+    if missing:
         raise PenjingError(
-            f"{path} is no bundle: it holds {shown}; expected {', '.join(sorted(needed))} and a "
-            "model. Save it again."
+            f"{path} is no bundle: it holds no {missing[0]}; save it again with penjing attend bundle."
         )
+
+
+def _check_size(path: Path, entry: zipfile.ZipInfo) -> None:
+    """Before anything is read: no member takes more memory than its bytes in the file."""
+    name, limit = entry.filename, LARGEST[entry.filename]
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise PenjingError(
+            f"{path}: its member {name} is compressed, as no bundle's is; save it again."
+        )
+    there = min(entry.compress_size, path.stat().st_size)
+    if entry.file_size > limit or entry.file_size != there:
+        raise PenjingError(
+            f"{path}: its member {name} declares {entry.file_size:,} bytes, has {there:,}, and may "
+            f"have {limit:,}; save it again."
+        )
+
+
+def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(entry)
+    except DAMAGE as error:
+        raise PenjingError(
+            f"{path}: its member {entry.filename} is damaged ({error or 'it ends too early'}); save it "
+            "again."
+        ) from error
 
 
 def _plan(path: Path, members: dict[str, bytes]) -> Plan:

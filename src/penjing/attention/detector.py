@@ -16,6 +16,8 @@ from penjing.errors import PenjingError
 
 METADATA = "penjing.threshold"
 """Key of the file's metadata that holds the score from which an object counts as found."""
+LARGEST = 10**8
+"""Bytes of a detector's ONNX file at most, also after unpacking."""
 
 
 class Detector:
@@ -55,7 +57,7 @@ class Detector:
         Raises:
             PenjingError: the file cannot be read, or holds no detector.
         """
-        source = onnx_bytes(Path(path))
+        source = onnx_bytes(Path(path), LARGEST)
         return cls(source, threads=threads, threshold=threshold, name=str(path))
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -88,14 +90,21 @@ def _described(values: list) -> str:
     return ", ".join(f"{value.type} {value.shape}" for value in values) or "nothing"
 
 
-def onnx_bytes(path: Path) -> bytes:
-    """The ONNX file in ``path``, unpacked if it is a ``.penjing`` file."""
+def onnx_bytes(path: Path, most: int) -> bytes:
+    """The ONNX file in ``path``, unpacked if it is a ``.penjing`` file.
+
+    Raises:
+        PenjingError: the file cannot be read, is damaged, or has or declares more than ``most`` bytes.
+    """
     if path.suffix != ".penjing":
         try:
+            size = path.stat().st_size
+            if size > most:
+                raise PenjingError(f"{path} has {size:,} bytes; such a file has at most {most:,}.")
             return path.read_bytes()
         except OSError as error:
             raise PenjingError(f"{path} cannot be read: {error.strerror}.") from error
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "model.onnx")
-        container.unpack(path, target)
+        container.unpack(path, target, most=most)
         return target.read_bytes()

@@ -21,6 +21,9 @@ from penjing.errors import PenjingError
 if TYPE_CHECKING:
     from torch import nn
 
+LARGEST_MODEL = 2**30
+"""Bytes of a model's ONNX file at most, also after unpacking."""
+
 Frame = NDArray[np.uint8]
 Model = Callable[[NDArray[np.float32]], Any]
 
@@ -166,7 +169,7 @@ class File:
     """
 
     def __init__(self, path: Path, crops: Sequence[Crop], threads: int) -> None:
-        source = onnx_bytes(path)
+        source = onnx_bytes(path, LARGEST_MODEL)
         self.packed = path.suffix == ".penjing"
         self.content = path.read_bytes() if self.packed else source
         self._session = runtime.session(source, threads)
