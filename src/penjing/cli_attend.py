@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penjing.attention import MOST_EPOCHS, STEPS
 from penjing.cli_endings import resumable
+from penjing.cli_inputs import Machine, with_options
 from penjing.cli_output import print_json, print_table, report, writable
 from penjing.errors import PenjingError
 from penjing.progress import say
@@ -38,26 +40,37 @@ MotionGate = Annotated[
 Threshold = Annotated[
     float | None, typer.Option(help="Score to count as found; default: that of the file.")
 ]
+Threads = Annotated[int, typer.Option(min=1, help="Of the runtime.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @app.command()
 @resumable
+@with_options
 def train(
+    machine: Machine,
     data: Annotated[Path, typer.Option(help="Boxes of the training images, COCO JSON.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the detector.")],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images; default: that of each JSON file.")
+        Path | None, typer.Option(help="Folder of the images; default: that of the JSON file.")
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Other boxes; default: a tenth of the training images.")
     ] = None,
+    validation_images: Annotated[
+        Path | None, typer.Option(help="Folder of the validation images; default: --images.")
+    ] = None,
     test: Annotated[Path | None, typer.Option(help="Boxes to report on, used once.")] = None,
+    test_images: Annotated[
+        Path | None, typer.Option(help="Folder of the test images; default: --images.")
+    ] = None,
     budget: Annotated[str, typer.Option(help="Most bytes of the packed file.")] = "45KB",
     epochs: Annotated[
-        float | None, typer.Option(help="Passes over the images; default: 10,000 steps.")
+        float | None,
+        typer.Option(
+            help=f"Passes over the images; default: {STEPS:,} steps, {MOST_EPOCHS:,} passes at most."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of split, first weights and order.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a detector on boxes, from scratch. A stopped training resumes."""
@@ -71,10 +84,14 @@ def train(
         images,
         folder=output,
         validation=validation,
+        validation_images=validation_images,
         test=test,
+        test_images=test_images,
         budget=size,
         epochs=epochs,
-        seed=seed,
+        seed=machine.seed,
+        threads=machine.measured_threads,
+        device=machine.start(),
         progress=True,
     )
     for note in card.notes:
@@ -95,6 +112,7 @@ def run(
     every: Every = 1,
     motion: MotionGate = False,
     threshold: Threshold = None,
+    threads: Threads = 1,
     video: Annotated[Path | None, typer.Option(help="Write frames and boxes: .mp4.")] = None,
     lines: Annotated[
         Path | None, typer.Option("--jsonl", help="Write a line of JSON a frame; default: print.")
@@ -103,7 +121,7 @@ def run(
     """Find objects in frames and run the model on them, one line of JSON a frame."""
     from penjing.attention import video as videos
 
-    pipeline = _pipeline(detector, model, crop, bundle, every, motion, threshold)
+    pipeline = _pipeline(detector, model, crop, bundle, every, motion, threshold, threads)
     for path in (video, lines):
         if path is not None:
             writable(path)
@@ -132,12 +150,13 @@ def bundle(
     every: Every = 1,
     motion: MotionGate = False,
     threshold: Threshold = None,
+    threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
     """Write detector, crop and model as one file with its own latency card."""
     from penjing import attention
 
-    pipeline = _pipeline(detector, model, crop, None, every, motion, threshold)
+    pipeline = _pipeline(detector, model, crop, None, every, motion, threshold, threads)
     writable(output)
     card = attention.save(pipeline, output, _frames(frames))
     _show_card(str(output), card, as_json)
@@ -154,9 +173,10 @@ def bench(
         list[str] | None, typer.Option(help="What the camera sees; default: random pixels.")
     ] = None,
     size: Annotated[str, typer.Option(help="Of random frames, width x height.")] = "1280x720",
+    threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
-    """Milliseconds a frame on this machine, from the decoded frame, at one thread."""
+    """Milliseconds a frame on this machine, from the decoded frame."""
     from penjing.attention import bundle as bundles
 
     shots = _frames(frames or []) or [_random_frame(size)]
@@ -164,7 +184,7 @@ def bench(
         {
             "file": str(path),
             "bytes": path.stat().st_size,
-            "latencies": bundles.latencies(_loaded(path), shots),
+            "latencies": bundles.latencies(_loaded(path, threads), shots),
         }
         for path in files
     ]
@@ -185,14 +205,14 @@ def _frames(sources: list[str]) -> list[Any]:
     return list(islice(shots, MOST_FRAMES))
 
 
-def _loaded(path: Path) -> Pipeline:
+def _loaded(path: Path, threads: int) -> Pipeline:
     from penjing import attention
 
     if not path.is_file():
         raise PenjingError(f"{path}: no such file; give a detector or a bundle")
     if path.suffix in (".penjing", ".onnx"):
-        return attention.Pipeline(attention.Detector.load(path))
-    return attention.load(path)
+        return attention.Pipeline(attention.Detector.load(path, threads=threads), threads=threads)
+    return attention.load(path, threads=threads)
 
 
 def _pipeline(
@@ -203,6 +223,7 @@ def _pipeline(
     every: int,
     motion: bool,
     threshold: float | None,
+    threads: int,
 ) -> Pipeline:
     from penjing import attention
 
@@ -212,16 +233,17 @@ def _pipeline(
         given = (model, crop, threshold, motion or None, every if every > 1 else None)
         if any(option is not None for option in given):
             raise PenjingError("a bundle has its own settings: leave the other options out")
-        return attention.load(bundle)
+        return attention.load(bundle, threads=threads)
     if (model is None) != (crop is None):
         raise PenjingError("give --model and --crop together: the crop is the model's input")
     assert detector is not None
     return attention.Pipeline(
-        attention.Detector.load(detector, threshold=threshold),
+        attention.Detector.load(detector, threads=threads, threshold=threshold),
         _crops(crop) if crop else None,
         model,
         every=every,
         motion=attention.Motion() if motion else None,
+        threads=threads,
     )
 
 

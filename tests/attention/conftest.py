@@ -1,6 +1,7 @@
 """A data set of bright rectangles on noise, small enough to train on in seconds."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,11 @@ def rectangles(folder: Path, count: int, seed: int) -> Path:
     path = folder / "boxes.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
     return path
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Path]:
+    return rectangles
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
 """``penjing attend`` as a user types it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from penjing import PenjingError
-from penjing.attention import coco, video
+from penjing.attention import coco, training, video
 from penjing.attention.frames import read
 from penjing.cli import app
 
@@ -49,6 +50,42 @@ def test_train_prints_the_card(boxes: Path, tmp_path: Path):
     card = json.loads(run("train", *words))
     assert card["packed_bytes"] == (tmp_path / "model.penjing").stat().st_size
     assert "AP50" in card["figures"]
+
+
+def test_each_part_has_its_own_folder(
+    draw: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Boxes together, images of one name in three folders: each card is of its own part."""
+    parts = {}
+    for seed, part in enumerate(("train", "validation", "test")):
+        draw(tmp_path / part, 4 + 4 * seed, seed=seed)
+        (tmp_path / part / "boxes.json").rename(tmp_path / f"{part}.json")
+        parts[part] = coco.read(tmp_path / f"{part}.json", tmp_path / part)
+    seen = {}
+
+    def stop(splits: dict, *_: object) -> None:
+        seen.update(splits)
+        raise PenjingError("seen")
+
+    monkeypatch.setattr("penjing.attention.training.task_of", stop)
+    files = [word for part in ("validation", "test") for word in (f"--{part}", f"{part}.json")]
+    folders = ("--images", "train", "--validation-images", "validation", "--test-images", "test")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PenjingError, match="seen"):
+        run("train", "--data", "train.json", *files, *folders, "-o", "out")
+    for part, images in parts.items():
+        found = [(tmp_path / image.path).resolve() for image in seen[part]]
+        assert found == [image.path for image in images]
+    with pytest.raises(
+        PenjingError, match=r"004.png: no such file, but validation.json lists '004.png'"
+    ):
+        run("train", "--data", "train.json", *files, "--images", "train", "-o", "out")
+
+
+def test_help_says_how_long_a_training_is():
+    assert training.BATCH == 16
+    taken = sum(stage.train.epochs for stage in training.recipe(1600, None, 0).stages) * 100
+    assert f"{round(taken):,} steps" in " ".join(run("train", "--help").split())
 
 
 def test_run_prints_a_line_a_frame(detector: Path, film: Path):

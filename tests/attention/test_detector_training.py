@@ -54,7 +54,7 @@ def test_the_card_is_of_the_file(detector: Path):
 
 def test_the_threshold_is_the_files_own(detector: Path, boxes: Path):
     """On the validation images the file has the false positives its threshold was set for."""
-    splits = training._read(boxes, None, None, None, seed=0)
+    splits = training._read({"train": (boxes, None)}, seed=0)
     figures = json.loads((detector / "card.json").read_text())["figures"]
     name = "recall at 0.1 false positives an image"
     assert figures["recall at the threshold"] == figures[name]
@@ -92,7 +92,7 @@ def test_a_budget_that_no_detector_meets(tmp_path: Path, boxes: Path):
 
 
 def test_splits_do_not_share_images(boxes: Path):
-    splits = training._read(boxes, None, None, None, seed=0)
+    splits = training._read({"train": (boxes, None)}, seed=0)
     names = {name: {image.path for image in part} for name, part in splits.items()}
     assert not names["train"] & names["validation"]
     assert names["train"] | names["validation"] == {image.path for image in coco.read(boxes)}
@@ -103,7 +103,7 @@ def test_splits_do_not_share_images(boxes: Path):
 )
 def test_every_member_of_the_family_fits_its_name(budget: int, tmp_path: Path, boxes: Path):
     """With random weights, which cannot be packed better than trained ones."""
-    splits = training._read(boxes, None, None, None, seed=0)
+    splits = training._read({"train": (boxes, None)}, seed=0)
     task = training.task_of(splits, 64, 96, 3)
     assert task.preprocessing.size == tuple(task.example.shape[2:]) == (64, 96)
     torch.manual_seed(0)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Crop", "Detector", "Found", "Motion", "Pipeline", "load", "save", "train"]
 
+STEPS = 12_000
+"""Of a detector's training, if nothing else is asked for."""
+MOST_EPOCHS = 1000
+"""Passes over the images that they may make."""
+
 _HOME = {
     "Crop": "crop",
     "Detector": "detector",

@@ -84,7 +84,8 @@ def _annotated(
     path = folder / entry["file_name"]
     if not path.is_file():
         raise PenjingError(
-            f"{path}: no such file, but {file} lists it; name the folder of the images."
+            f"{path}: no such file, but {file} lists {entry['file_name']!r}; name the folder of "
+            "these images."
         )
     array = np.array(boxes, np.float32).reshape(-1, 5)
     return Annotated(path, array, int(entry["width"]), int(entry["height"]))

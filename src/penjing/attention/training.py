@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from penjing import recipe as recipes
-from penjing.attention import coco, metrics
+from penjing.attention import MOST_EPOCHS, STEPS, coco, metrics
 from penjing.attention.coco import Annotated
 from penjing.attention.decoding import Decoding, Threshold, decode
 from penjing.attention.frames import read
@@ -37,11 +37,9 @@ SMALLEST_OBJECT = 5.0
 NEARLY_ALL = 5.0
 """Percentile of the objects' sizes that decides about the input's size."""
 VALIDATION = 0.1
-STEPS = 12_000
 BATCH = 16
 COLOUR_SAMPLE = 64
 """Images that are looked at for colours."""
-MOST_EPOCHS = 1000
 FIRST_SHARE = 0.15
 """Of the passes, after which the detector's errors on the training images become hard negatives."""
 HARD_NEGATIVES = 1.0
@@ -60,10 +58,14 @@ def train(
     *,
     folder: str | Path,
     validation: str | Path | None = None,
+    validation_images: str | Path | None = None,
     test: str | Path | None = None,
+    test_images: str | Path | None = None,
     budget: int = 45_000,
     epochs: float | None = None,
     seed: int = 0,
+    threads: int = 1,
+    device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Card:
     """Train a detector from scratch on boxes, quantize it to 8 bits in training, and write it.
@@ -72,32 +74,40 @@ def train(
 
     Args:
         data: training boxes as COCO JSON, see ``coco.read``.
-        images: folder of the images of all JSON files; None is the folder of each file.
+        images: folder of the images; None is that of the JSON file that lists them.
         folder: gets ``model.onnx`` and ``model.penjing`` with decoding inside, and ``card.json``.
         validation, test: boxes on other images; without validation a tenth of the training images is
             split off. The card's score (AP50) is of the test images, if there are any.
+        validation_images, test_images: folders of theirs; None is ``images``.
         budget: most bytes of ``model.penjing``.
-        epochs: passes over the training images in all; None takes as many as make 12,000 steps, at
-            most 1,000.
+        epochs: passes over the training images in all; None takes as many as make ``STEPS``
+            steps, at most ``MOST_EPOCHS``.
         seed: of the split, the first weights and the order of the images.
+        threads: of the runtime, for the latency in the card.
+        device: where to train.
         progress: show progress bars on standard error.
 
     Raises:
         PenjingError: data that cannot be read, a part without any box, a budget under 12,000 bytes.
     """
-    splits = _read(data, images, validation, test, seed)
+    given = {
+        "train": (data, images),
+        "validation": (validation, validation_images or images),
+        "test": (test, test_images or images),
+    }
+    splits = _read(given, seed)
     height, width = input_size(splits["train"])
     design = member(budget, height, width, 1 if all_grey(splits["train"]) else 3)
     task = task_of(splits, height, width, design.channels)
     torch.manual_seed(seed)
-    net = HeatMapNet(design)
+    net = HeatMapNet(design).to(device)
     steps = recipe(task.size("train"), epochs, seed)
     first, rest = Recipe(stages=steps.stages[:1]), Recipe(stages=steps.stages[1:])
     cache = Path(folder) / "cache"
     begun = recipes.compress(net, task, first, cache=cache, progress=progress)
     task = task_of(splits, height, width, design.channels, hard_negatives(begun, task))
     small = recipes.compress(begun, task, rest, cache=cache, progress=progress)
-    align_pixels(small)
+    align_pixels(small.cpu())
     threshold = _threshold(small, task, Path(folder) / "model.onnx")
     split = "test" if task.has_test else "validation"
     card = artifact.build(
@@ -108,6 +118,7 @@ def train(
         split=split,
         finish=[Decoding(), PixelInput(), Threshold(threshold)],
         figures=lambda path: figures(*measure.outputs(path, task, split), threshold),
+        threads=threads,
     )
     card.notes += _notes(card, splits["train"], height, width, budget)
     artifact.write(card, Path(folder))
@@ -240,18 +251,12 @@ def align_pixels(model: nn.Module) -> None:
 
 
 def _read(
-    data: str | Path,
-    images: str | Path | None,
-    validation: str | Path | None,
-    test: str | Path | None,
-    seed: int,
+    given: dict[str, tuple[str | Path | None, str | Path | None]], seed: int
 ) -> dict[str, list[Annotated]]:
-    """The images of each split."""
-    splits = {"train": coco.read(data, images)}
-    files = {"validation": validation, "test": test}
-    for name, file in files.items():
-        if file is not None:
-            splits[name] = coco.read(file, images)
+    """The images of each split, from its JSON file and the folder of its images."""
+    splits = {
+        name: coco.read(file, images) for name, (file, images) in given.items() if file is not None
+    }
     if "validation" not in splits:
         order = np.random.default_rng(seed).permutation(len(splits["train"]))
         count = max(1, round(VALIDATION * len(order)))
@@ -261,8 +266,8 @@ def _read(
     for name, part in splits.items():
         if not any((image.boxes[:, 4] == 1).any() for image in part):
             raise PenjingError(
-                f"the {len(part)} {name} images of {files.get(name) or data} have no boxes at all; "
-                "add images with boxes, or name another file."
+                f"the {len(part)} {name} images of {given[name][0] or given['train'][0]} have no "
+                "boxes at all; add images with boxes, or name another file."
             )
     return splits
 
