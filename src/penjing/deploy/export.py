@@ -84,7 +84,7 @@ def lower(
     for step in (*lowered, *finish, PlainGraph()):
         step(made.graph)
     ir.save(made.graph, str(path))
-    return Lowered(notes, _places(made.graph.graph))
+    return Lowered(notes, _places(model, made.graph.graph))
 
 
 def packed_bytes(model: nn.Module, example: Tensor) -> int:
@@ -95,11 +95,16 @@ def packed_bytes(model: nn.Module, example: Tensor) -> int:
         return container.pack(graph, Path(folder, "model.penjing"))
 
 
-def _places(graph: ir.Graph) -> dict[str, list[int]]:
+def _places(model: nn.Module, graph: ir.Graph) -> dict[str, list[int]]:
     places: dict[str, list[int]] = {}
     for index, node in enumerate(graph):
         if "layer" in node.meta:
             places.setdefault(node.meta["layer"].name, []).append(index)
+    first: dict[int, str] = {}
+    for name, layer in layers.compressible(model).items():
+        same = first.setdefault(id(layer.weight), name)  # several layers may share one weight
+        if same in places:
+            places.setdefault(name, places[same])
     return places
 
 

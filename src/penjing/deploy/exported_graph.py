@@ -14,7 +14,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -26,6 +26,7 @@ from penjing.errors import PenjingError
 
 KEPT = 8
 """Structures whose graphs are kept; the last used ones."""
+TRANSPOSED = ".T"
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second input may be a layer's weight."""
 
@@ -78,7 +79,9 @@ class _Traced:
     ) -> None:
         self.key, self.program, self.opset = key, program, opset
         self.kind, self.shape = type(model).__name__, tuple(example.shape)
-        self.parameters = frozenset(_state(model))
+        first: dict[int, str] = {}
+        self.names = {n: first.setdefault(id(t), n) for n, t in _state(model).items()}
+        """Of parameters and buffers; each with the first name of the tensor, which may be shared."""
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -133,7 +136,7 @@ def _template(traced: _Traced) -> ExportedGraph:
         assert program is not None
         model, program = program.model, None
         del traced.program  # and with it the weights of the first model of this structure
-        sources = _take_values_out(model.graph, traced.parameters)
+        sources = _take_values_out(model.graph, traced.names)
         optimizer.optimize(model)
         _drop_unread(model.graph, sources)
     _name_batch_axis(model.graph)
@@ -141,13 +144,13 @@ def _template(traced: _Traced) -> ExportedGraph:
     return ExportedGraph(model, sources)
 
 
-def _take_values_out(graph: ir.Graph, parameters: frozenset[str]) -> dict[str, Parameter]:
+def _take_values_out(graph: ir.Graph, names: Mapping[str, str]) -> dict[str, Parameter]:
     """Make inputs of the parameters among the initializers, so that no optimization looks at them; and
     of those that a product reads transposed."""
     sources = {}
     for name, value in list(graph.initializers.items()):
-        if name in parameters:
-            sources[name] = Parameter(name)
+        if name in names:
+            sources[name] = Parameter(names[name])
             del graph.initializers[name]
             value.const_value = None
             graph.inputs.append(value)
@@ -155,9 +158,9 @@ def _take_values_out(graph: ir.Graph, parameters: frozenset[str]) -> dict[str, P
         flip = node.inputs[1].producer() if _is_product(node) else None  # type: ignore[union-attr]
         source = flip.inputs[0] if flip is not None and _is_matrix_transpose(flip) else None
         if source is not None and source.name in sources:
-            name = f"{source.name}.T"
+            name = f"{source.name}{TRANSPOSED}"
             if name not in sources:
-                sources[name] = Parameter(str(source.name), transposed=True)
+                sources[name] = Parameter(sources[str(source.name)].name, transposed=True)
                 old = node.inputs[1]
                 graph.inputs.append(ir.val(name, shape=old.shape, type=old.type))  # type: ignore
             value = next(one for one in graph.inputs if one.name == name)
@@ -216,9 +219,10 @@ def _with_short_names(graph: ir.Graph, sources: dict[str, Parameter]) -> dict[st
     """Transposed weights are called what the weight is, where the graph does not read both."""
     renamed = {}
     for name, source in sources.items():
-        if source.transposed and source.name not in graph.initializers:
+        short = name.removesuffix(TRANSPOSED)
+        if source.transposed and short not in graph.initializers:
             value = graph.initializers.pop(name)
-            value.name = name = source.name
+            value.name = name = short
             graph.register_initializer(value)
         renamed[name] = source
     return renamed
