@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,19 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from command_line import penjing
 from penjing import cli, models
 from penjing.cli_inputs import Device, Inputs
 from penjing.deploy import artifact
 from penjing.errors import PenjingError
 from penjing.models.renormalized import Renormalized
 from penjing.recipe import load
-
-
-def penjing(*arguments: object, env: dict[str, str] | None = None) -> CompletedProcess[str]:
-    command = [sys.executable, "-m", "penjing.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=600
-    )
 
 
 def refused(result: CompletedProcess[str], *words: str) -> None:
