@@ -128,7 +128,27 @@ def test_every_ordered_pair_runs_and_deploys_or_is_refused(
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), "the model itself must stay as it was"
 
+    if together:
+        check_both_last(small, model, {first, second})
     check_deployed(small, task, tmp_path, 0.05 if "quantize" in (first, second) else 1e-4)
+
+
+def check_both_last(small: nn.Module, model: nn.Module, names: set[str]) -> None:
+    """What each of the techniques ``names`` does to ``model`` is still there in ``small``."""
+    layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = [layer.weight.detach() for layer in layers]
+    count = sum(p.numel() for p in small.parameters())
+    if "prune_weights" in names:
+        zeros = sum(int((w == 0).sum()) for w in weights)
+        assert zeros >= 0.4 * sum(w.numel() for w in weights)
+    if "prune_channels" in names:
+        assert count < 0.9 * sum(p.numel() for p in model.parameters())
+    if "factorize" in names:
+        assert len(layers) > 4
+    if "share_weights" in names:
+        assert all(len(w.unique()) <= 17 for w in weights)
+    if {"quantize", "compress_weights", "penalize_entropy"} & names:
+        assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
 
 
 def check_deployed(small: nn.Module, task: Task, folder: Path, tolerance: float) -> None:
@@ -154,27 +174,6 @@ def test_every_technique_works_on_a_gpu(
     small = compress(copy.deepcopy(model).cuda(), task, steps)
     assert next(small.parameters()).is_cuda
     check_deployed(small, task, tmp_path, 0.05 if name == "quantize" else 1e-4)
-
-
-@pytest.mark.parametrize(("first", "second"), [pair for pair in PAIRS if pair not in REFUSED])
-def test_both_techniques_of_a_pair_last(
-    first: str, second: str, model: nn.Module, task: Task
-) -> None:
-    small = compress(model, task, pair(first, second, train=True))
-    layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    weights = [layer.weight.detach() for layer in layers]
-    count = sum(p.numel() for p in small.parameters())
-    if "prune_weights" in (first, second):
-        zeros = sum(int((w == 0).sum()) for w in weights)
-        assert zeros >= 0.4 * sum(w.numel() for w in weights)
-    if "prune_channels" in (first, second):
-        assert count < 0.9 * sum(p.numel() for p in model.parameters())
-    if "factorize" in (first, second):
-        assert len(layers) > 4
-    if "share_weights" in (first, second):
-        assert all(len(w.unique()) <= 17 for w in weights)
-    if {"quantize", "compress_weights", "penalize_entropy"} & {first, second}:
-        assert all(getattr(layer, "weight_format", None) is not None for layer in layers)
 
 
 def most_in_a_block(weight: torch.Tensor) -> int:

@@ -111,10 +111,10 @@ def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     return (mixed if 0 < len(mixed) < most else graph) + weights
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=16)
 def _mix_skeleton(skeleton: bytes, size: int) -> bytes:
     """The layout, the sizes and the code of the ``skeleton`` of an ONNX file of ``size`` bytes; nothing
-    where it cannot be mixed. The last is kept: a search packs one graph with many weights."""
+    where it cannot be mixed. The last are kept: a search packs few graphs with many weights."""
     short = lengths.shorten(skeleton, size)
     if not short or len(short) > _MOST_MIXED:
         return b""
