@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from penjing import layers
 from penjing.errors import PenjingError
+from penjing.models.wrappers import unwrapped
 from penjing.quantization.statistics import hooked
 from penjing.tasks import outputs
 
@@ -52,7 +53,7 @@ def plain(model: nn.Module, example: Tensor) -> nn.Module:
         PenjingError: the model is TorchScript, quantized by PyTorch, cannot be copied or run, or gives
             NaN.
     """
-    made = _bare(_copied(_unwrapped(model)), example)
+    made = _bare(_copied(unwrapped(model)), example)
     for index, tensor in enumerate(_outputs(made, example)):  # lazy layers get their sizes, too
         if tensor.isnan().any():
             raise PenjingError(
@@ -64,24 +65,6 @@ def plain(model: nn.Module, example: Tensor) -> nn.Module:
     for step in (_merge, _split_norms, _store_weights):
         made = _unless_changed(made, example, step)
     return made
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise PenjingError(
-            f"the model is TorchScript ({type(model).__name__}), whose layers cannot be changed; "
-            "load its weights into the Python class that it was made from."
-        )
-    while isinstance(inner := _wrapped(model), nn.Module):
-        model = inner
-    return model
-
-
-def _wrapped(module: nn.Module) -> object:
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return module.module
-    return module.__dict__.get("_modules", {}).get("_orig_mod")
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -105,7 +88,7 @@ def _copied(model: nn.Module) -> nn.Module:
                 f"layer {name} is a {type(module).__name__}: PyTorch has quantized this model "
                 "already; give the float model that it was made from."
             )
-        inner = _unwrapped(module)
+        inner = unwrapped(module)
         if inner is not module and name:
             made.set_submodule(name, inner)
     return made

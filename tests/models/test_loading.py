@@ -84,6 +84,24 @@ def test_user_file(user_file):
     assert models.preprocessing(f"{user_file}:net").size == 4
 
 
+def test_wrappers_around_a_users_model_are_taken_off(user_file, tmp_path):
+    """So that it trains without a compiler, and its weights have the names of the net itself."""
+    with user_file.open("a") as file:
+        file.write(
+            "import torch\n"
+            "def parallel(): return nn.DataParallel(net())\n"
+            "def compiled(): return torch.compile(nn.DataParallel(net()))\n"
+            "def scripted(): return torch.jit.script(nn.ReLU())\n"
+        )
+    torch.save(models.load(f"{user_file}:net").state_dict(), tmp_path / "w.pt")
+    for factory in ("parallel", "compiled"):
+        model = models.load(f"{user_file}:{factory}", weights=tmp_path / "w.pt")
+        assert list(model.state_dict()) == ["1.weight", "1.bias"]
+        assert type(model) is nn.Sequential and not model.training
+    with pytest.raises(PenjingError, match="TorchScript"):
+        models.load(f"{user_file}:scripted")
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [

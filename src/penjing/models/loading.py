@@ -19,6 +19,7 @@ from torch import nn
 from penjing.errors import PenjingError
 from penjing.models.reference import REFERENCE, Reference
 from penjing.models.weights import load_weights, stored_preprocessing
+from penjing.models.wrappers import unwrapped
 from penjing.tasks.preprocessing import Preprocessing
 
 FORMS = "torchvision:NAME, timm:NAME, penjing:NAME or FILE.py:FACTORY"
@@ -35,7 +36,8 @@ def load(
     channels: int | None = None,
     new_head: bool = False,
 ) -> nn.Module:
-    """The model that ``spec`` names, in evaluation mode. Nothing is downloaded.
+    """The model that ``spec`` names, in evaluation mode, without ``DataParallel`` or
+    ``torch.compile`` around it. Nothing is downloaded.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``penjing:NAME`` or ``FILE.py:FACTORY`` (the file
@@ -53,7 +55,7 @@ def load(
     kind, name = _parse(spec)
     options = {"num_classes": num_classes, "channels": channels}
     given = {option: value for option, value in options.items() if value is not None}
-    model = SOURCES[kind].model(name, **given)
+    model = unwrapped(SOURCES[kind].model(name, **given))
     if weights is not None:
         load_weights(
             model,
