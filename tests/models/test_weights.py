@@ -195,6 +195,22 @@ def test_checkpoints_hold_other_things_too(tmp_path, ending, under):
     assert same(source, model)
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_checkpoint_of_timms_trainer(tmp_path, averaged):
+    utils = pytest.importorskip("timm.utils")
+    source = changed()
+    average = utils.ModelEmaV3(changed(1)) if averaged else None
+    optimizer = torch.optim.SGD(source.parameters(), 0.1, momentum=0.9)
+    options = argparse.Namespace(model="net", lr=0.1)
+    saver = utils.CheckpointSaver(
+        source, optimizer, options, average, checkpoint_dir=tmp_path, recovery_dir=tmp_path
+    )
+    saver.save_checkpoint(3, metric=0.5)
+    model = net()
+    load_weights(model, tmp_path / "model_best.pth.tar")
+    assert same(average.module if averaged else source, model)
+
+
 def test_a_checkpoint_inside_another(tmp_path):
     source, model = changed(), net()
     content = {"checkpoint": {"model": {"state_dict": source.state_dict(), "step": 3}}}
@@ -225,10 +241,31 @@ def test_averaged_and_plain_weights_side_by_side_in_one_flat_file(tmp_path, caps
     assert "took the weights under 'ema'" in capsys.readouterr().err
 
 
+def test_an_average_that_does_not_fit_is_left_and_that_is_said(tmp_path, capsys):
+    """One of the parameters alone: the norms' statistics are not in it."""
+    source, model = changed(), net()
+    content = {"model": source.state_dict(), "ema": dict(changed(1).named_parameters())}
+    load_weights(model, write(content, tmp_path / "w.pt"))
+    assert same(source, model)
+    assert "took the weights under 'model', not those under 'ema'" in capsys.readouterr().err
+
+
 def test_nothing_is_said_where_there_is_nothing_to_choose(tmp_path, capsys):
     state = net().state_dict()
     load_weights(net(), write({"model": state, "model_ema": dict(state)}, tmp_path / "w.pt"))
     assert capsys.readouterr().err == ""
+
+
+def test_names_that_do_not_fit_are_those_of_the_weights(tmp_path):
+    """Not of the few tensors that a trainer keeps beside them."""
+    content = {
+        "callbacks": {"best": {"score": torch.tensor(0.5)}},
+        "state_dict": nn.TransformerEncoderLayer(4, 2, 8).state_dict(),
+    }
+    with pytest.raises(
+        PenjingError, match=r"\(under 'state_dict'\).* has 'self_attn\.in_proj_weight'"
+    ):
+        load_weights(net(), write(content, tmp_path / "w.ckpt"))
 
 
 def test_several_sets_of_weights_that_fit_alike_are_rejected(tmp_path):

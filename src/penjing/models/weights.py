@@ -209,9 +209,12 @@ def _chosen(
         raise PenjingError(
             f"{path}: holds {_described(content)}, expected a state dict of named tensors."
         )
-    strangers = [len(_misfit(one.state, wanted)) for one in found]
-    best = [one for one, count in zip(found, strangers, strict=True) if count == min(strangers)]
+    ranks = [_nearness(one.state, wanted) for one in found]
+    best = [one for one, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
     best.sort(key=lambda one: one.rank)
+    misfit = _misfit(best[0].state, wanted)
+    if misfit.missing or misfit.unexpected:
+        return best[0].state, best[0].place
     first, others = best[0], [one for one in best[1:] if not _equal(one.state, best[0].state)]
     unclear = [one.place for one in others if one.rank == first.rank]
     if unclear:
@@ -220,10 +223,22 @@ def _chosen(
             f"{path}: holds several sets of weights that fit the model alike, under {names}; write "
             "the one you mean to a file of its own."
         )
+    # Averages of the parameters alone lack the norms' statistics.
+    others += [
+        one
+        for one, rank in zip(found, ranks, strict=True)
+        if rank < max(ranks) and one.rank == 0 and one.state.keys() & wanted.keys()
+    ]
     if others:
         left = ", ".join(repr(one.place or "its top") for one in others)
         say(f"{path}: took the weights under {first.place!r}, not those under {left}")
     return first.state, first.place
+
+
+def _nearness(state: State, wanted: State) -> tuple[int, int]:
+    """How well ``state`` fits, higher is better; where nothing fits, the largest is meant."""
+    fitting = sum(name in wanted and _fits(state[name], wanted[name]) for name in state)
+    return fitting, -len(_misfit(state, wanted)) if fitting else len(state)
 
 
 def _described(content: object) -> str:
