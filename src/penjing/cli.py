@@ -245,7 +245,14 @@ def explore(
     max_size: Annotated[str | None, typer.Option(help="Of the packed file, such as 300KB.")] = None,
     max_latency: Annotated[str | None, typer.Option(help="Of one image, such as 2ms.")] = None,
     max_drop: Annotated[str | None, typer.Option(help="Loss of score, such as 1%.")] = None,
-    time: Annotated[str, typer.Option(help="In total, such as 30m.")] = "30m",
+    time: Annotated[
+        str | None,
+        typer.Option(help="In total, such as 30m, which is the default without --trials."),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="How many candidates in total; without --time no choice needs a clock."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search all techniques together for the frontier within a budget. Run again to resume."""
@@ -261,6 +268,7 @@ def explore(
         budget,
         folder=output,
         time=time,
+        trials=trials,
         name=inputs.model,
         data=inputs.data,
         command=command,
@@ -405,6 +413,8 @@ def _print_study(study: Study, as_json: bool) -> None:
             f"no point met the budget; the nearest is {point.name} ({describe(excess)}): "
             f"give it more --time or a wider budget, the frontier is in {study.folder}"
         )
+    if doubt := study.doubt():
+        say(doubt)
 
 
 def _contents_table(contents: Contents) -> Table:

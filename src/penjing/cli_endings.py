@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from penjing.cli_output import fail
 from penjing.errors import PenjingError
+from penjing.files import disk_is_full
 
 FAULT, WRONG, STOPPED = 1, 2, 130
 DEBUG = "PENJING_DEBUG"
@@ -71,7 +71,7 @@ def _run(app: Callable[[], object]) -> int | str | None:
 
 def _told(error: Exception) -> int:
     """The exit code for ``error``, which is told in one line."""
-    if _is_full_disk(error):
+    if disk_is_full(error):
         files = [getattr(cause, "filename", None) for cause in _causes(error)]
         place = next((f" ({file})" for file in files if file), "")
         fail(f"the disk is full{place}: make room, or write elsewhere, and give the command again")
@@ -87,16 +87,6 @@ def _told(error: Exception) -> int:
         f"it on the project's issue page, with what penjing --debug shows for the same command"
     )
     return FAULT
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    """Whether there was no room left to write; libraries in other languages say it in words."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    words = tuple(os.strerror(number) for number in full)
-    return any(
-        getattr(cause, "errno", None) in full or any(word in str(cause) for word in words)
-        for cause in _causes(error)
-    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

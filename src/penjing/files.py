@@ -19,6 +19,7 @@ from torch import Tensor
 from penjing.errors import PenjingError
 
 PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 ABANDONED_S = 3600.0
 """Age of a partial file from which that of a process which no longer runs here is deleted; younger
 ones may belong to another machine."""
@@ -77,6 +78,30 @@ def save_tensors(
             save_file(apart, partial, dict(metadata or {}))
         except SafetensorError as error:
             raise _as_system_error(error) from error
+
+
+def remove(path: str | Path) -> None:
+    """Delete a file or folder, if it is there, such that nobody finds half of it."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    _delete(aside)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether ``error``, or what it came from, says that there was no room left to write; libraries in
+    other languages say it in words."""
+    words = [os.strerror(number) for number in FULL]
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _put(partial: Path, path: Path) -> None:
@@ -158,6 +183,6 @@ def _as_system_error(error: Exception) -> OSError:
 
 
 def _unwritable(path: Path, error: OSError) -> PenjingError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = error.errno in (*FULL, errno.EFBIG)
     advice = "free some space on the disk" if full else "choose a place that can be written"
     return PenjingError(f"{path} cannot be written: {error.strerror or error}; {advice}.")

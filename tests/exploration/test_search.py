@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ sys.path.insert(0, {tests!r})
 from test_search import net_and_task
 from penjing.exploration import Budget, explore
 model, task = net_and_task()
-explore(model, task, Budget(drop=0.05), folder=Path(sys.argv[1]), time=float(sys.argv[2]))
+explore(model, task, Budget(drop=0.05), folder=Path(sys.argv[1]), trials=int(sys.argv[2]))
 """
 
 
@@ -62,10 +64,10 @@ def trained() -> tuple[nn.Module, Task]:
 def test_combinations_are_found_and_every_point_is_a_real_file(
     trained: tuple[nn.Module, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A short ladder, so that a slow machine comes to training, too.
-    monkeypatch.setattr(search, "ladder", lambda: [*ladder()[:2], *ladder()[-2:]])
+    monkeypatch.setattr(search, "ladder", lambda: [ladder()[0], ladder()[-2]])
     budget = Budget(drop=0.05, size=6000)
-    study = explore(*trained, budget, folder=tmp_path, time=60, progress=False)
+    study = explore(*trained, budget, folder=tmp_path, trials=4, progress=False)
+    assert not study.failures
     assert any(
         len(point.recipe["stages"]) > 1 for point in study.points.values() if point.candidate
     )
@@ -90,13 +92,13 @@ def test_combinations_are_found_and_every_point_is_a_real_file(
             assert point.contributions[-1].packed_bytes == point.packed_bytes
 
 
+@pytest.mark.slow
 def test_a_killed_study_is_whole_and_goes_on(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, str(tmp_path), "90"]
+    command = [sys.executable, "-c", script, str(tmp_path), "8"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     frontier = tmp_path / "frontier.json"
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("trials/*/point.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("trials/*/point.json"))) < 3 and process.poll() is None:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -105,7 +107,7 @@ def test_a_killed_study_is_whole_and_goes_on(tmp_path: Path) -> None:
     measured = {point["name"] for point in before["points"]}
     assert len(measured) >= 2
 
-    subprocess.run([*command[:-1], str(before["elapsed_s"] + 12)], check=True, timeout=120)
+    subprocess.run([*command[:-1], "4"], check=True)
     after = json.loads(frontier.read_text())
     assert measured < {point["name"] for point in after["points"]}
     for point in before["points"]:
@@ -127,7 +129,32 @@ def test_ctrl_c_ends_the_search_with_what_was_measured(
         return real(*arguments, **options)
 
     monkeypatch.setattr(search, "compress", interrupt)
-    study = explore(*trained, folder=tmp_path, time=60, progress=False)
+    study = explore(*trained, folder=tmp_path, trials=8, progress=False)
     assert len(study.points) == 3
     assert len(json.loads((tmp_path / "frontier.json").read_text())["points"]) == 3
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_in_what_is_found(
+    trained: tuple[nn.Module, Task], tmp_path: Path
+) -> None:
+    """Ten kills at random moments of trainings, exports and measurements."""
+    script, dice = SCRIPT.format(tests=str(Path(__file__).parent)), random.Random(0)
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), "6"]
+    for _ in range(10):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "killed" / "study.json").exists():
+            time.sleep(0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(dice.uniform(0, 12))
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True)
+    whole = explore(
+        *trained, Budget(drop=0.05), folder=tmp_path / "whole", trials=6, progress=False
+    )
+    found = json.loads((tmp_path / "killed" / "frontier.json").read_text())
+    assert not found["failures"]
+    expected = {point.name: (point.packed_bytes, point.score) for point in whole.points.values()}
+    assert {p["name"]: (p["packed_bytes"], p["score"]) for p in found["points"]} == expected

@@ -28,6 +28,9 @@ WEIGHTS = (
     "small20",
     "small40",
 )
+PATIENCE = 8.0
+"""A training may take so many times what the same epochs of the original take."""
+LEAST_TRAINING_S = 30.0
 
 
 class Candidate(BaseModel):
@@ -68,9 +71,14 @@ class Candidate(BaseModel):
         ]
         return "-".join(part for part in parts if part) or "original"
 
-    def recipe(self) -> Recipe:
+    def recipe(self, epoch_s: float | None = None) -> Recipe:
         """Structure first, then values: each group is one trained stage; untrained, each technique
-        is a stage of its own so that its contribution can be told."""
+        is a stage of its own so that its contribution can be told.
+
+        Args:
+            epoch_s: seconds that an epoch of the original takes; trainings that turn out much slower
+                are cut short, schedules and all. None for no limit.
+        """
         groups = [group for group in (self._structure(), self._values()) if group]
         if not self.epochs:
             stages: list[dict[str, Any]] = [
@@ -79,7 +87,10 @@ class Candidate(BaseModel):
         else:
             share = self.epochs / len(groups)
             stages = [
-                {"techniques": group, "train": _training(share, gentle=group is not groups[0])}
+                {
+                    "techniques": group,
+                    "train": _training(share, epoch_s, gentle=group is not groups[0]),
+                }
                 for group in groups
             ]
         return parse({"name": self.name, "stages": stages}, self.name)
@@ -116,15 +127,18 @@ class Candidate(BaseModel):
         return techniques
 
 
-def _training(epochs: float, gentle: bool) -> dict[str, Any]:
+def _training(epochs: float, epoch_s: float | None, gentle: bool) -> dict[str, Any]:
     """Settings that hold for most nets: AdamW is insensitive to the scale of folded weights."""
-    return {
+    settings: dict[str, Any] = {
         "epochs": round(epochs, 3),
         "optimizer": "adamw",
         "lr": 5e-4 if gentle else 1e-3,
         "schedule": "one_cycle",
         "distill": {},
     }
+    if epoch_s is not None:
+        settings["time_budget"] = round(LEAST_TRAINING_S + PATIENCE * epochs * epoch_s, 1)
+    return settings
 
 
 def is_sensible(candidate: Candidate) -> bool:

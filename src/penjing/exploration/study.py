@@ -1,26 +1,39 @@
 """The study: every measured point, on disk as soon as it is measured.
 
 A study folder holds ``frontier.json``, ``report.html``, ``best/`` and ``trials/NAME/`` with the
-artifact, ``recipe.yaml`` and ``point.json`` of each point. The points' own files are the truth; all
-else is made from them, so a run that is killed loses at most the trial it was in.
+artifact, ``recipe.yaml`` and ``point.json`` of each point, or ``failure.json`` and ``error.txt`` where
+there is none. The trials' own files are the truth; all else is made from them, so a run that is killed
+loses at most the trial it was in.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
-from pydantic import BaseModel, Field
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
 
+from penjing import files
 from penjing.deploy.artifact import Card
 from penjing.errors import PenjingError
+from penjing.exploration import attempt
 from penjing.exploration.budget import Budget
+from penjing.progress import say
+from penjing.tasks import interval
+from penjing.tasks.interval import State
 
 BASELINE = "original"
+LOCK = ".lock"
+SAVED = ("model.onnx", "model.penjing", "card.json", "recipe.yaml")
+"""The files of a point that are deployed, or say what is."""
 
 
 class Contribution(BaseModel):
@@ -40,29 +53,38 @@ class Point(Card):
 
     Attributes:
         test_score, test_drop: score and drop on the test part, read once, for frontier points only.
+        test_drop_low, test_drop_high: bounds of that drop, 95 % each.
         folder: of the artifact, relative to the study.
         seconds: that making and measuring it took.
         candidate: the settings that exploration chose, from which the recipe was made.
+        key: of the study that it belongs to.
+        number: of points that were measured before it.
     """
 
     test_score: float | None = None
     test_drop: float | None = None
+    test_drop_low: float | None = None
+    test_drop_high: float | None = None
     folder: str = ""
     trained: bool = False
     seconds: float = 0.0
     candidate: dict[str, Any] = Field(default_factory=dict)
     contributions: list[Contribution] = Field(default_factory=list)
+    key: str = ""
+    number: int = 0
 
 
 class Study:
     """A folder of measured points, its frontier, and the best point for a budget.
 
     Args:
-        folder: where the study lives; made if missing, gone on with if it holds a study.
+        folder: where the study lives; made if missing, resumed if it holds a study.
         about: what the study is of (``model``, ``data``, ``key``...); ``key`` must not change, nor
             ``threads`` of the runtime.
 
     Attributes:
+        failures: why candidates failed, by name; they are not tried again.
+        dropped: why candidates were not trained, under this budget.
         stopped: whether Ctrl-C ended the search.
 
     Raises:
@@ -75,21 +97,27 @@ class Study:
         self.elapsed_s = 0.0
         self.stopped = False
         self.failures: dict[str, str] = {}
+        self.dropped: dict[str, str] = {}
         try:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
             (folder / ".writable").write_text("")
             (folder / ".writable").unlink()
         except OSError as error:
-            raise PenjingError(
-                f"cannot write the study to {folder}: {error.strerror}; choose another with -o"
-            ) from error
-        self._resume()
-        self.points = self._read_points()
+            raise _unwritable(folder, error) from error
+        known = self._resume()
+        self.points = self._read_points(known)
+        self.failures |= attempt.failures(folder / "trials")
+        self.elapsed_s = max(self.elapsed_s, sum(point.seconds for point in self.points.values()))
 
     @property
     def baseline(self) -> Point:
         """The original, exported and measured like every other point."""
         return self.points[BASELINE]
+
+    @property
+    def compressed(self) -> list[Point]:
+        """Every point but the original."""
+        return [point for point in self.points.values() if point.name != BASELINE]
 
     @property
     def frontier(self) -> list[Point]:
@@ -105,24 +133,62 @@ class Study:
 
     @property
     def best(self) -> SavedPoint | None:
-        """The point to deploy: of those within the budget, the one with the highest score if no drop
-        was allowed for, else with the smallest product of bytes and milliseconds; None if the budget
-        was met by none."""
-        points = [p for p in self.points.values() if not self.excess(p)]
-        if not points:
-            return None
+        """The point to deploy, None if none is within the budget.
+
+        With a limit of drop, the least product of bytes and milliseconds among the points that surely
+        meet the budget. Where few images tell of none, among those that may meet it: the least such
+        product if their classes surely are the original's to within the limit, else the one that
+        diverges least from the original. The original itself where no other will do.
+
+        Without such a limit, the point that lost least; among those that the images cannot tell from
+        it, the one that diverges least from the original.
+        """
         if self.budget.drop is None:
-            chosen = max(points, key=lambda p: (p.score, -p.packed_bytes))
+            chosen = self._least_lost([p for p in self.points.values() if not self.excess(p)])
         else:
-            chosen = min(points, key=lambda p: p.packed_bytes * self.speed(p))
-        return SavedPoint(chosen, self.folder)
+            chosen = self._cheapest([p for p in self.compressed if not self.excess(p)])
+            if chosen is None and BASELINE in self.points and not self.excess(self.baseline):
+                chosen = self.baseline
+        return SavedPoint(chosen, self.folder) if chosen else None
+
+    def _cheapest(self, within: list[Point]) -> Point | None:
+        sure = [point for point in within if self.state(point) == "met"]
+        limit, judged = self.budget.drop or 0.0, len(self.compressed)
+        sure = sure or [point for point in within if point.surely_agrees(limit, judged)]
+        if sure:
+            return min(sure, key=lambda point: point.packed_bytes * self.speed(point))
+        return min(within, key=self._divergence, default=None)
+
+    def _least_lost(self, within: list[Point]) -> Point | None:
+        if not within:
+            return None
+        first = min(within, key=lambda point: (point.drop, point.packed_bytes))
+        bounds = {point.name: self.bounds(point) for point in within}
+        alike = [p for p in within if (known := bounds[p.name]) and known[0] <= first.drop]
+        return min(alike or [first], key=lambda p: (self._divergence(p), p.drop, p.packed_bytes))
+
+    def _divergence(self, point: Point) -> float:
+        return math.inf if point.divergence is None else point.divergence
 
     def speed(self, point: Point) -> float:
         """Latency relative to the original's in the same interleaved run (1 = as fast)."""
         return point.latency_ms / (point.reference_latency_ms or point.latency_ms)
 
+    def bounds(self, point: Point) -> interval.Bounds | None:
+        """Of the drop; the upper bounds of all points hold at once with 95 %. The original's drop is
+        0 by definition."""
+        return (0.0, 0.0) if point.name == BASELINE else point.bounds(len(self.compressed))
+
+    def state(self, point: Point) -> State:
+        """Whether ``point`` meets the budget, or misses it, or the images do not tell."""
+        if self.budget.excess(point.packed_bytes, point.latency_ms, drop=0.0):
+            return "missed"
+        if self.budget.drop is None or point.name == BASELINE:
+            return "met"
+        return point.state(self.budget.drop, len(self.compressed))
+
     def excess(self, point: Point) -> dict[str, tuple[float, float]]:
-        """The budget's limits that ``point`` exceeds."""
+        """The budget's limits that ``point`` exceeds, as far as one can tell."""
         return self.budget.excess(point.packed_bytes, point.latency_ms, point.drop)
 
     def nearest(self) -> tuple[Point, dict[str, tuple[float, float]]]:
@@ -136,21 +202,55 @@ class Study:
         point = min(self.points.values(), key=distance)
         return point, self.excess(point)
 
+    def doubt(self) -> str | None:
+        """One sentence on what the images do not tell of the best point, if there is such a thing."""
+        best, limit = self.best, self.budget.drop
+        if best is None or limit is None:
+            return None
+        point, judged = best.point, len(self.compressed)
+        if point.test_drop_low is not None and point.test_drop_low > limit:
+            return (
+                f"on the test images {point.name} loses {point.test_drop:.2%} (at least "
+                f"{point.test_drop_low:.2%}), more than {limit:.2%}"
+            )
+        if self.state(point) != "cannot be told":
+            return None
+        needed, agrees = point.images_needed(limit, judged), point.surely_agrees(limit, judged)
+        enough = f"; about {needed:,} would tell" if needed else ""
+        why = "classes as the original's" if agrees else "outputs nearest to the original's"
+        return (
+            f"whether {point.name} loses at most {limit:.2%} cannot be told: it loses "
+            f"{interval.described(point, judged)}, and the bounds of all {judged} points are to "
+            f"hold at once{enough}; it was chosen for its {why}"
+        )
+
     def add(self, point: Point) -> None:
         """Keep a point: its own file first, then what is made from all."""
+        if point.name not in self.points:
+            point.key, point.number = self.about["key"], len(self.points)
         self.points[point.name] = point
-        write_json(self.folder / point.folder / "point.json", point.model_dump(mode="json"))
+        file = self.folder / point.folder / "point.json"
+        files.write_text(file, json.dumps(point.model_dump(mode="json"), indent=1))
+        self.write()
+
+    def fail(self, name: str, reason: str, error: BaseException | None = None) -> None:
+        """Keep why a candidate failed: its own file first."""
+        self.failures[name] = reason
+        attempt.fail(self.folder / "trials" / name, reason, error)
         self.write()
 
     def write(self) -> None:
-        """Write ``study.json``, ``frontier.json`` and ``best/``."""
-        state = {"about": self.about, "elapsed_s": self.elapsed_s, "failures": self.failures}
-        write_json(self.folder / "study.json", state)
+        """Write ``study.json``, ``frontier.json`` and ``best/``, which is there if there is a best."""
+        state = {"about": self.about, "elapsed_s": self.elapsed_s}
+        files.write_text(self.folder / "study.json", json.dumps(state, indent=1))
         if BASELINE not in self.points:
             return
-        write_json(self.folder / "frontier.json", self.to_dict())
-        if self.best is not None:
-            self.best.save(self.folder / "best")
+        files.write_text(self.folder / "frontier.json", json.dumps(self.to_dict(), indent=1))
+        target = self.folder / "best"
+        if self.best is None:
+            files.remove(target)
+        elif not self.best.lies_in(target):
+            self.best.put(target)
 
     def to_dict(self) -> dict[str, Any]:
         """The study as plain data: what ``frontier.json`` holds."""
@@ -160,37 +260,66 @@ class Study:
             **self.about,
             "budget": self.budget.model_dump(),
             "elapsed_s": round(self.elapsed_s, 1),
-            "baseline": self.baseline.model_dump(mode="json"),
+            "baseline": self._judged(self.baseline),
             "best": best.name if best else None,
             "nearest": None if best else self.nearest()[0].name,
+            "doubt": self.doubt(),
             "frontier": [point.name for point in self.frontier],
-            "points": [point.model_dump(mode="json") for point in self.points.values()],
-            "failures": self.failures,
+            "points": [self._judged(point) for point in self.points.values()],
+            "failures": self.failures | self.dropped,
         }
 
-    def _resume(self) -> None:
-        file = self.folder / "study.json"
-        if not file.exists():
-            return
-        state = json.loads(file.read_text())
-        if state["about"]["key"] != self.about["key"]:
-            raise PenjingError(
-                f"{self.folder} holds a study of {state['about']['model']} on "
-                f"{state['about']['data']} with other weights or data; choose another folder with -o"
-            )
-        before, now = (about.get("threads", 1) for about in (state["about"], self.about))
-        if before != now:
-            raise PenjingError(
-                f"{self.folder} holds a study measured with {before} threads of the runtime, not "
-                f"{now}; give --threads {before}, or choose another folder with -o"
-            )
-        self.about = state["about"] | self.about
-        self.elapsed_s, self.failures = state["elapsed_s"], state["failures"]
+    def _judged(self, point: Point) -> dict[str, Any]:
+        """A point with the bounds by which it is judged."""
+        low, high = self.bounds(point) or (None, None)
+        state = {"state": self.state(point), "drop_low": low, "drop_high": high}
+        return point.model_dump(mode="json") | state
 
-    def _read_points(self) -> dict[str, Point]:
-        files = sorted((self.folder / "trials").glob("*/point.json"), key=os.path.getmtime)
-        points = [Point.model_validate_json(file.read_text()) for file in files]
-        return {point.name: point for point in points}
+    def _resume(self) -> bool:
+        """Whether ``study.json`` says that all points are of this study."""
+        file = self.folder / "study.json"
+        state = _record(file)
+        if state is None or not isinstance(state.get("about"), dict):
+            if file.exists():
+                say(
+                    f"{file} cannot be read; what it held is made anew from {self.folder / 'trials'}"
+                )
+            return False
+        self._check(state["about"])
+        self.about = state["about"] | self.about
+        self.elapsed_s = float(state.get("elapsed_s", 0.0))
+        # An earlier version kept failures here, among them verdicts on the budget of its day.
+        former = dict(state.get("failures", {})).items()
+        self.failures = {k: v for k, v in former if not v.startswith("not trained: ")}
+        return True
+
+    def _check(self, before: dict[str, Any]) -> None:
+        threads, now = (about.get("threads", 1) for about in (before, self.about))
+        if before.get("key") != self.about["key"]:
+            seeds = before.get("seed"), self.about.get("seed")
+            other = "other weights or data"
+            if None not in seeds and seeds[0] != seeds[1]:
+                other = f"seed {seeds[0]}, not {seeds[1]}"
+            raise PenjingError(
+                f"{self.folder} holds a study of {before.get('model')} on "
+                f"{before.get('data')} with {other}; choose another folder with -o"
+            )
+        if threads != now:
+            raise PenjingError(
+                f"{self.folder} holds a study measured with {threads} threads of the runtime, not "
+                f"{now}; give --threads {threads}, or choose another folder with -o"
+            )
+
+    def _read_points(self, known: bool) -> dict[str, Point]:
+        found = {}
+        for file in sorted((self.folder / "trials").glob("*/point.json"), key=os.path.getmtime):
+            point = _point(file)
+            if point is None:
+                say(f"{file} or its model is not whole; {file.parent.name} is measured again")
+            elif point.key == self.about["key"] or (known and not point.key):
+                found[point.name] = point
+        # Files of points that were looked at again are younger than their measurements.
+        return dict(sorted(found.items(), key=lambda entry: entry[1].number))
 
 
 class SavedPoint:
@@ -205,18 +334,81 @@ class SavedPoint:
         return self.point.name
 
     def save(self, folder: str | Path) -> None:
-        """Copy ``model.onnx``, ``model.penjing``, ``card.json`` and ``recipe.yaml`` to ``folder``."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("model.onnx", "model.penjing", "card.json", "recipe.yaml"):
-            if (self.folder / name).exists():
-                partial = target / f".{name}"
-                shutil.copyfile(self.folder / name, partial)
-                partial.replace(target / name)
+        """Copy ``model.onnx``, ``model.penjing``, ``card.json`` and ``recipe.yaml`` to ``folder``, which
+        is replaced as a whole.
+
+        Raises:
+            PenjingError: there are other files in it, or it cannot be written.
+        """
+        folder = Path(folder)
+        others = {path.name for path in folder.iterdir()} - {*SAVED} if folder.is_dir() else set()
+        if others:
+            raise PenjingError(
+                f"{folder} holds other files ({min(others)}), which would be lost; give a folder "
+                "that is empty or new."
+            )
+        self.put(folder)
+
+    def put(self, folder: Path) -> None:
+        """As ``save``, whatever is in ``folder``."""
+        with files.atomic(folder) as partial:
+            partial.mkdir()
+            for name in SAVED:
+                if (self.folder / name).exists():
+                    copyfile(self.folder / name, partial / name)
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether ``folder`` holds this point's files and no others."""
+        mine = [name for name in SAVED if (self.folder / name).exists()]
+        if not folder.is_dir() or {path.name for path in folder.iterdir()} != {*mine}:
+            return False
+        return not any(filecmp.cmpfiles(folder, self.folder, mine, shallow=False)[1:])
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader, or a later run after a kill, never sees half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1))
-    partial.replace(path)
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the study in ``folder`` while the block runs; a process that ends lets go of it.
+
+    Raises:
+        PenjingError: another process holds it, or the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise PenjingError(
+            f"another process is exploring in {folder}; wait until it ends, or choose another folder "
+            "with -o."
+        ) from error
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> PenjingError:
+    return PenjingError(
+        f"cannot write the study to {folder}: {error.strerror}; choose another with -o"
+    )
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _point(file: Path) -> Point | None:
+    """The point in ``file``, None unless it and its model are whole."""
+    try:
+        point = Point.model_validate_json(file.read_text())
+        sizes = {name: (file.parent / name).stat().st_size for name in SAVED[:2]}
+    except (OSError, ValidationError, ValueError):
+        return None
+    whole = sizes == {"model.onnx": point.onnx_bytes, "model.penjing": point.packed_bytes}
+    return point if whole and file.parent.name == Path(point.folder).name else None

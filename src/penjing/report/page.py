@@ -15,6 +15,7 @@ import plotly.io
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from penjing import files
 from penjing.report import plots, units
 from penjing.report.comparison import Difference, compare
 from penjing.report.contributions import contributions
@@ -73,7 +74,7 @@ def write(study: Path, target: Path) -> None:
         script=_asset("page.js"),
         below=plots.below(record, shown),
     )
-    Path(target).write_text(text, encoding="utf-8")
+    files.write_text(target, text)
 
 
 def _score_unit(study: Study) -> units.ScoreUnit:

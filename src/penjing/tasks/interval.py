@@ -34,7 +34,7 @@ MOST_COPIED = 2e9
 FEWEST_RESAMPLES = 100
 NUISANCE_SHARE = 0.05
 """Of the error probability: spent on the interval of the nuisance parameter."""
-PRECISION = 0.005
+PRECISION = 0.01
 """Of an exact bound, as a share of the distance from the drop."""
 
 State = Literal["met", "cannot be told", "missed"]
@@ -106,7 +106,7 @@ class Comparison(BaseModel):
 
         A gain is counted as no change: it is chance more often than not.
         """
-        if self.drop_high is None or self.images is None:
+        if self.drop_high is None or self.images is None or limit <= 0:
             return None
         z, away = _quantile(error_of(points)), limit - max(self.drop, 0.0)
         if not away:
@@ -198,30 +198,42 @@ def exact_bounds(lost: int, gained: int, images: int, error: float = 1 - LEVEL) 
 
 def _exact_upper(lost: int, gained: int, images: int, error: float) -> float:
     """The largest drop that is not rejected, by bisection."""
-    found = (lost - gained) / images
-    low, high = found, 1.0
+    found, z = (lost - gained) / images, _quantile(error)
+
+    def rejected(drop: float) -> bool:
+        return _probability(lost, gained, images, drop, error) <= error
+
+    low, reach = found, 1.5 * z * math.sqrt(lost + gained + z * z) / images
+    while (high := min(found + reach, 1.0)) < 1 and not rejected(high):
+        low, reach = high, 2 * reach
     while high - low > PRECISION * (high - found):
         middle = (low + high) / 2
-        rejected = _probability(lost, gained, images, middle, error) <= error
-        low, high = (low, middle) if rejected else (middle, high)
+        low, high = (low, middle) if rejected(middle) else (middle, high)
     return high
 
 
 def _probability(lost: int, gained: int, images: int, drop: float, error: float) -> float:
     """At most this is the probability of what was seen, or of what speaks more against ``drop``."""
     beyond = NUISANCE_SHARE * error
-    least = stats.beta.ppf(beyond / 2, gained, images - gained + 1) if gained else 0.0
-    most = stats.beta.ppf(1 - beyond / 2, gained + 1, images - gained) if gained < images else 1.0
+    least = special.betaincinv(gained, images - gained + 1, beyond / 2) if gained else 0.0
+    most = special.betaincinv(gained + 1, images - gained, 1 - beyond / 2) if gained < images else 1
     limits = max(least, -drop, 0.0), min(most, (1 - drop) / 2)
     if limits[0] > limits[1]:
         return beyond
-    rates = np.linspace(*limits, 24)[:, None]
+    rates = np.linspace(*limits, 16)[:, None]
     others = np.arange(_last(images, limits[0], -1), _last(images, limits[1], 1) + 1)
     seen = _score(np.array([lost]), np.array([gained]), images, drop)[0]
     allowed = _largest(others, images, drop, seen)
     rest = np.clip((rates + drop) / np.maximum(1 - rates, 1e-12), 0, 1)
-    each = stats.binom.pmf(others, images, rates) * stats.binom.cdf(allowed, images - others, rest)
-    return float(each.sum(axis=1).max()) + beyond
+    fewer = np.where(allowed < 0, 0.0, special.bdtr(np.maximum(allowed, 0), images - others, rest))
+    return float((_chances(others, images, rates) * fewer).sum(axis=1).max()) + beyond
+
+
+def _chances(counts: np.ndarray, images: int, rates: np.ndarray) -> np.ndarray:
+    """Of so many among ``images`` at ``rates``: the binomial distribution."""
+    ways = special.gammaln([images + 1]) - special.gammaln(counts + 1)
+    ways -= special.gammaln(images - counts + 1)
+    return np.exp(ways + special.xlogy(counts, rates) + special.xlog1py(images - counts, -rates))
 
 
 def _last(images: int, rate: float, side: int) -> int:

@@ -1,0 +1,51 @@
+"""How much a study may take: seconds, candidates, or both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from penjing.errors import PenjingError
+from penjing.exploration.budget import SECONDS, parse_quantity
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Until which share of the seconds, and of the trials, something is done."""
+
+    time: float
+    trials: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Of a study in total, over all its runs; infinite where there is no limit."""
+
+    seconds: float
+    trials: float
+
+    @classmethod
+    def of(cls, time: str | float | None, trials: int | None) -> Effort:
+        """What a user asked for: without any limit half an hour.
+
+        Raises:
+            PenjingError: a limit is not a positive number.
+        """
+        if trials is not None and trials < 1:
+            raise PenjingError(f"trials must be a positive number, found {trials}.")
+        if time is None:
+            time = 1800.0 if trials is None else math.inf
+        seconds = time if time == math.inf else parse_quantity(time, SECONDS, "time")
+        return cls(float(seconds), math.inf if trials is None else trials)
+
+    @property
+    def timed(self) -> bool:
+        """Whether seconds are limited. If not, nothing depends on a clock."""
+        return self.seconds < math.inf
+
+    def share(self, elapsed_s: float, tried: int) -> float:
+        """What has been used up, in [0, 1]."""
+        return min(max(elapsed_s / self.seconds, tried / self.trials), 1.0)
+
+    def allows(self, phase: Phase, elapsed_s: float, tried: int) -> bool:
+        return elapsed_s < self.seconds * phase.time and tried < self.trials * phase.trials
