@@ -54,17 +54,30 @@ def plain(model: nn.Module, example: Tensor) -> nn.Module:
             NaN.
     """
     made = _bare(_copied(unwrapped(model)), example)
-    for index, tensor in enumerate(_outputs(made, example)):  # lazy layers get their sizes, too
-        if tensor.isnan().any():
-            raise PenjingError(
-                f"output {index} of the model {type(made).__name__} is NaN on an image; check its "
-                "weights (negative variances of norms, overflows) and the preprocessing."
-            )
+    _check_numbers(made, example)  # lazy layers get their sizes here, too
     for module in made.modules():
         _bake(module)
     for step in (_merge, _split_norms, _store_weights):
         made = _unless_changed(made, example, step)
     return made
+
+
+def _check_numbers(model: nn.Module, example: Tensor) -> None:
+    nan: list[str] = []
+
+    def look(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.isnan().any():
+            nan.append(name)
+
+    named = {name: module for name, module in model.named_modules() if name}
+    with hooked(named, look):
+        found = _outputs(model, example)
+    layers.check_finite(layers.compressible(model))
+    if any(tensor.isnan().any() for tensor in found):
+        raise PenjingError(
+            f"outputs of layer {nan[0] if nan else type(model).__name__} are NaN on an image; check "
+            "the model's weights (negative variances of norms, overflows) and the preprocessing."
+        )
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -95,7 +95,9 @@ def test_n_of_m(task, n, m, channels, seed):
     torch.manual_seed(seed)
     layer = nn.Conv2d(m * channels, 3, 3)
     before = layer.weight.detach().clone()
-    model = prune_weights(nn.Sequential(layer), task, pattern=f"{n}:{m}")
+    model, technique = nn.Sequential(layer), PruneWeights(pattern=f"{n}:{m}")
+    technique.attach(model, task)  # which has images of other channels
+    technique.bake(model)
     blocks = model[0].weight.movedim(1, -1).unflatten(-1, (channels, m))
     assert ((blocks != 0).sum(-1) == n).all()
     largest = before.movedim(1, -1).unflatten(-1, (channels, m)).abs().topk(n).values.sum(-1)
