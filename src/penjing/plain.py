@@ -63,11 +63,11 @@ def plain(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _check_numbers(model: nn.Module, example: Tensor) -> None:
-    nan: list[str] = []
+    guilty: list[str] = []
 
     def look(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.isnan().any():
-            nan.append(name)
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            guilty.append(name)
 
     named = {name: module for name, module in model.named_modules() if name}
     with hooked(named, look):
@@ -75,8 +75,9 @@ def _check_numbers(model: nn.Module, example: Tensor) -> None:
     layers.check_finite(layers.compressible(model))
     if any(tensor.isnan().any() for tensor in found):
         raise PenjingError(
-            f"outputs of layer {nan[0] if nan else type(model).__name__} are NaN on an image; check "
-            "the model's weights (negative variances of norms, overflows) and the preprocessing."
+            f"outputs of layer {guilty[0] if guilty else type(model).__name__} are NaN or infinite on "
+            "an image, and the model's are NaN; check its weights (negative variances of norms, "
+            "overflows) and the preprocessing."
         )
 
 

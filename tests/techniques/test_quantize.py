@@ -157,7 +157,7 @@ def test_nan_is_reported_by_layer(net: nn.Module, task: Task) -> None:
         quantize(broken, task)
     with torch.no_grad():
         net[3].bias[0] = torch.inf
-    with pytest.raises(PenjingError, match="input of layer 7 has NaN or infinite"):
+    with pytest.raises(PenjingError, match="outputs of layer 3 are NaN or infinite"):
         quantize(net, task)
 
 
