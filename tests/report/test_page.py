@@ -176,6 +176,18 @@ def variants() -> dict[str, Any]:
             if point["test_score"] is not None:
                 point["test_score"] -= 40
 
+    def few_images(study):
+        for point in study["points"][1:]:
+            point |= {"drop_low": point["drop"] - 0.05, "drop_high": point["drop"] + 0.05}
+        study["doubt"] = (
+            "whether it loses at most 1.50% cannot be told: about 900 images would tell"
+        )
+
+    def of_an_earlier_version(study):
+        for point in study["points"]:
+            for key in ("drop_low", "drop_high", "divergence", "test_drop_low", "test_drop_high"):
+                point.pop(key, None)
+
     def no_layers(study):
         for point in study["points"]:
             point["layers"] = []
@@ -199,10 +211,25 @@ def test_robust(page, study, variant):
         "not_measured": "latency not measured of at most 0.400 ms",
         "scores_beyond_one": "−39.1156",
         "no_layers": "Every point",
+        "few_images": "about 900 images would tell.",
+        "of_an_earlier_version": "Whether the budget is met cannot be told: drop 0.67 points of",
         "single_point": "Best point: int8a8",
         "no_test_scores": "Budget met",
     }[variant]
     assert expected in said
+
+
+def test_limits_are_met_missed_or_open(page, study):
+    best = next(p for p in study["points"] if p["name"] == study["best"])
+    best |= {"drop": 0.01, "drop_low": -0.002, "drop_high": 0.022}
+    html = body(page(study))
+    said = words(Page(html).text)
+    assert "Whether the budget is met cannot be told: drop 1.00 points (−0.20 points to" in said
+    assert html.count('class="badge met"') == 2 and html.count('class="badge open"') == 2
+    best |= {"drop_low": 0.0151, "drop": 0.016}
+    html = body(page(study))
+    assert "The best point misses drop 1.60 points" in words(Page(html).text)
+    assert 'class="badge open"' not in html and html.count('class="badge missed"') == 2
 
 
 def test_a_baseline_trained_on_validation_is_told(page, study):

@@ -43,6 +43,17 @@ def test_latency_bars_reach_from_p10_to_p90(study):
     assert star.x[0] + star.error_x.array[0] == pytest.approx(point["latency_p90_ms"])
 
 
+def test_score_bars_reach_as_far_as_the_drops_bounds(study):
+    point = best(study)
+    drawn = traces(plots.frontier(study, point, plots.SIZE, PERCENT))
+    star = drawn["best"]
+    lowest = 100 * (study["baseline"]["score"] - point["drop_high"])
+    highest = 100 * (study["baseline"]["score"] - point["drop_low"])
+    assert star.y[0] - star.error_y.arrayminus[0] == pytest.approx(lowest)
+    assert star.y[0] + star.error_y.array[0] == pytest.approx(highest)
+    assert drawn["dominated"].error_y.array is None
+
+
 def test_hover_holds_every_figure(study):
     text = plots.hover(best(study), PERCENT)
     for expected in ("packed: ", "ONNX: ", "MACs: ", "peak RAM: ", "test drop: ", study["best"]):

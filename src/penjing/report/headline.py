@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from penjing.report import units
 from penjing.report.study import Point, Study, speedup
-from penjing.report.verdict import Verdict, shown, verdicts
+from penjing.report.verdict import Verdict, bounds, shown, verdicts
+
+if TYPE_CHECKING:
+    from penjing.tasks.interval import State
 
 OVERFIT = 0.02
 """A baseline this much better on validation than on test has probably seen the validation images:
@@ -29,7 +33,7 @@ class Headline:
     text: str
     point: Point | None
     status: str
-    met: bool | None
+    state: State | None
     figures: list[Figure] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     warning: str | None = None
@@ -52,7 +56,7 @@ def headline(study: Study, unit: units.ScoreUnit) -> Headline:
         _sentence(study, point, unit),
         point,
         _status(study, judged),
-        all(verdict.met for verdict in judged) if judged else None,
+        _state(judged),
         _figures(point, baseline, unit),
         judged,
         warning,
@@ -82,16 +86,26 @@ def _change(drop: float, unit: units.ScoreUnit) -> str:
     return f"score {unit.drop_with_unit(abs(drop))} {'lower' if drop > 0 else 'higher'}"
 
 
+def _state(judged: list[Verdict]) -> State | None:
+    """Of the whole budget."""
+    states = {verdict.state for verdict in judged}
+    ordered: tuple[State, ...] = ("missed", "cannot be told", "met")
+    return next((state for state in ordered if state in states), None)
+
+
 def _status(study: Study, judged: list[Verdict]) -> str:
     if not judged:
         return "No budget was given"
-    missed = [str(verdict) for verdict in judged if not verdict.met]
-    if not missed:
-        return "Budget met"
-    found = (
-        "The best point misses" if study["best"] else "No point meets the budget; the nearest has"
-    )
-    return f"{found} {', '.join(missed)}"
+    missed = [str(verdict) for verdict in judged if verdict.state == "missed"]
+    open_ones = [str(verdict) for verdict in judged if verdict.state == "cannot be told"]
+    if not study["best"]:
+        found = ", ".join(missed + open_ones)
+        return f"No point meets the budget; the nearest has {found}"
+    if missed:
+        return f"The best point misses {', '.join(missed)}"
+    if open_ones:
+        return f"Whether the budget is met cannot be told: {', '.join(open_ones)}"
+    return "Budget met"
 
 
 def _figures(point: Point, baseline: Point, unit: units.ScoreUnit) -> list[Figure]:
@@ -105,9 +119,9 @@ def _figures(point: Point, baseline: Point, unit: units.ScoreUnit) -> list[Figur
         now = f"{units.milliseconds(point['latency_ms'])} ms"
         detail = f"{before}: {_ratio(gain, 'faster', 'slower')}"
         figures.append(Figure("Latency, one image", now, detail))
-    figures.append(_score("Score, validation", point["score"], baseline["score"], unit))
+    figures.append(_score("Score, validation", point, baseline, unit, "score", "drop"))
     if point.get("test_score") is not None and baseline.get("test_score") is not None:
-        figures.append(_score("Score, test", point["test_score"], baseline["test_score"], unit))
+        figures.append(_score("Score, test", point, baseline, unit, "test_score", "test_drop"))
     return figures
 
 
@@ -116,8 +130,14 @@ def _size(label: str, now: float, before: float) -> Figure:
     return Figure(label, units.size(now), detail)
 
 
-def _score(label: str, now: float, before: float, unit: units.ScoreUnit) -> Figure:
+def _score(
+    label: str, point: Point, baseline: Point, unit: units.ScoreUnit, score: str, drop: str
+) -> Figure:
+    now, before = point[score], baseline[score]
     detail = f"from {unit.with_unit(before)}: {_change(before - now, unit)}"
+    if known := bounds(point, drop):
+        low, high = map(unit.text, known)
+        detail += f" (drop between {low} and {high} {unit.difference}".rstrip() + ")"
     return Figure(label, unit.with_unit(now), detail)
 
 

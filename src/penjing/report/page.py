@@ -23,6 +23,8 @@ from penjing.report.headline import headline
 from penjing.report.study import Point, Study, others, read, speedup
 
 HERE = Path(__file__).parent
+BADGES = {"met": "met", "missed": "missed", "cannot be told": "open"}
+"""CSS class of each state of a limit."""
 
 # The buttons are listed, since plotly's own choice has one that uploads the plot to its makers.
 PLOTLY = {
@@ -59,6 +61,7 @@ def write(study: Path, target: Path) -> None:
     text = _template().render(
         study=record,
         headline=said,
+        badges=BADGES,
         unit=unit,
         units=units,
         points=[record["baseline"], *others(record)],
@@ -111,8 +114,12 @@ def _columns(unit: units.ScoreUnit) -> list[Column]:
         Column("peak RAM", "MB", measured("peak_rss_bytes"), units.megabytes),
         Column("validation", unit.name, measured("score"), unit.text),
         Column("drop", unit.difference, measured("drop"), unit.text),
+        Column("at least", unit.difference, measured("drop_low"), unit.text),
+        Column("at most", unit.difference, measured("drop_high"), unit.text),
+        Column("divergence", "", measured("divergence"), lambda value: units.number(value, 4)),
         Column("test", unit.name, measured("test_score"), unit.text),
         Column("test drop", unit.difference, measured("test_drop"), unit.text),
+        Column("at most", unit.difference, measured("test_drop_high"), unit.text),
     ]
 
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from penjing.report import units
 from penjing.report.comparison import Difference
 from penjing.report.study import Point, Study, others, speedup
+from penjing.report.verdict import bounds
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 BLUE, VERMILION, GREEN, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#1f2328", "#8c959f"
@@ -65,7 +66,7 @@ def frontier(study: Study, shown: Point, axis: Axis, unit: units.ScoreUnit) -> g
         if members:
             figure.add_trace(_markers(name, members, marker, axis, unit))
     seen = [point for point in points if point not in below(study, shown)]
-    _limits(figure, study, seen or points, axis, unit)
+    _limits(figure, study, shown, seen or points, axis, unit)
     for point in points:
         if point["name"] in (shown["name"], study["baseline"]["name"]):
             figure.add_annotation(_label(point, axis, unit))
@@ -158,6 +159,7 @@ def _markers(
         mode="markers",
         marker=marker,
         error_x=_spread(points, axis, marker["color"]),
+        error_y=None if name == "dominated" else _doubt(points, unit, marker["color"]),
         name=name,
         hovertext=[hover(point, unit) for point in points],
         hovertemplate="%{hovertext}<extra></extra>",
@@ -178,6 +180,20 @@ def _spread(points: list[Point], axis: Axis, color: str) -> dict | None:
     }
 
 
+def _doubt(points: list[Point], unit: units.ScoreUnit, color: str) -> dict:
+    """How much lower or higher the scores may be for all that the drops' bounds tell."""
+    known = [bounds(point) or (point["drop"], point["drop"]) for point in points]
+    pairs = list(zip(points, known, strict=True))
+    return {
+        "array": [max(unit.scaled(point["drop"] - low), 0.0) for point, (low, _) in pairs],
+        "arrayminus": [max(unit.scaled(high - point["drop"]), 0.0) for point, (_, high) in pairs],
+        "symmetric": False,
+        "color": color,
+        "thickness": 1,
+        "width": 3,
+    }
+
+
 def _difference(high: float | None, low: float | None) -> float:
     return 0.0 if high is None or low is None else max(high - low, 0.0)
 
@@ -192,12 +208,18 @@ def hover(point: Point, unit: units.ScoreUnit) -> str:
         ("latency", _latency(point)),
         ("peak RAM", _optional(point.get("peak_rss_bytes"), units.size)),
         ("validation score", unit.with_unit(point["score"])),
-        ("drop", unit.drop_with_unit(point["drop"])),
+        ("drop", _drop(point, "drop", unit)),
+        ("divergence", _optional(point.get("divergence"), lambda value: units.number(value, 4))),
         ("test score", _optional(point.get("test_score"), unit.with_unit)),
-        ("test drop", _optional(point.get("test_drop"), unit.drop_with_unit)),
+        ("test drop", _drop(point, "test_drop", unit)),
     ]
     body = "<br>".join(f"{name}: {text}" for name, text in lines)
     return f"<b>{escape(point['name'])}</b><br>{body}"
+
+
+def _drop(point: Point, field: str, unit: units.ScoreUnit) -> str:
+    text, known = _optional(point.get(field), unit.drop_with_unit), bounds(point, field)
+    return f"{text} ({unit.text(known[0])} to {unit.text(known[1])})" if known else text
 
 
 def _optional(value: float | None, write) -> str:
@@ -215,7 +237,12 @@ def _latency(point: Point) -> str:
 
 
 def _limits(
-    figure: go.Figure, study: Study, points: list[Point], axis: Axis, unit: units.ScoreUnit
+    figure: go.Figure,
+    study: Study,
+    shown: Point,
+    points: list[Point],
+    axis: Axis,
+    unit: units.ScoreUnit,
 ) -> None:
     """Draw the budget's limits, and fix the axes so that they reach across."""
     budget = study["budget"] or {}
@@ -223,7 +250,9 @@ def _limits(
     right = None if limit is None else limit / axis.divisor
     floor = None if drop is None else unit.scaled(study["baseline"]["score"] - drop)
     xs = _range(_extent(points, axis), right, axis.log)
-    ys = _range([unit.scaled(point["score"]) for point in points], floor, log=False)
+    ends = [shown["score"] + shown["drop"] - drop for drop in bounds(shown) or ()]
+    scores = [point["score"] for point in points] + ends
+    ys = _range([unit.scaled(score) for score in scores], floor, log=False)
     if right is not None:
         title = f"at most {right:,.4g} {'KB' if axis is SIZE else 'ms'}"
         figure.add_trace(_limit([right, right], list(ys), title, "dash"))
