@@ -140,7 +140,7 @@ def _made(
     batches = task.calibration(CALIBRATION)
     lowered = lower(model, task.example, path, calibration=batches)
     agreement = measure.agreement(model, path, batches)
-    _check(model, agreement)
+    check_agreement(model, agreement)
     if finish:
         lowered = lower(model, task.example, path, calibration=batches, finish=finish)
     form = outputs_of(model, task.batches("train", 1, limit=1))[0]
@@ -169,7 +169,7 @@ def _made(
     )
 
 
-def _check(model: nn.Module, agreement: measure.Agreement) -> None:
+def check_agreement(model: nn.Module, agreement: measure.Agreement) -> None:
     """Raise ``PenjingError`` where the file does not do what the model does."""
     eight_bits = any(isinstance(m, InputQuantizer) and m.bits == 8 for m in model.modules())
     limit = FARTHEST_8_BITS if eight_bits else FARTHEST
