@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from penjing import channels, layers
 from penjing.channels import Group, Removal, Slice
+from penjing.quantization.statistics import hooked
 from penjing.tasks import outputs
 
 ROUND_TO = 8
@@ -106,6 +107,8 @@ def _everywhere(group: Group, readers: list[Slice], zero: dict[str, Tensor]) -> 
     """The units that are ``zero`` wherever they are read, bool ``[units]``."""
     units = torch.ones(group.units, dtype=torch.bool)
     for piece in readers:
+        if piece.layer not in zero:
+            return torch.zeros_like(units)  # it did not run
         units[piece.units[~zero[piece.layer][piece.channels]]] = False
     return units
 
@@ -115,20 +118,13 @@ def _zero_inputs(model: nn.Module, groups: list[Group], example: Tensor) -> dict
     readers = {p.layer for group in groups for p in group.slices if p.side == "in"}
     zero: dict[str, Tensor] = {}
 
-    def keep(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def keep(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         axis = -1 if isinstance(layer, nn.Linear) else 1
         used = inputs[0].detach().movedim(axis, 0).flatten(1).any(1).cpu()
         zero[name] = zero.get(name, torch.ones_like(used)) & ~used
 
-    hooks = []
-    for name in readers:
-        layer = channels.entry(model, name)
-        hooks.append(layer.register_forward_pre_hook(lambda m, i, name=name: keep(name, m, i)))
-    try:
+    with hooked({name: channels.entry(model, name) for name in readers}, keep):
         channels.outputs(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return zero
 
 

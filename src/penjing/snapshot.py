@@ -203,4 +203,4 @@ def _quantize_input(module: nn.Module, bits: int) -> None:
     quantizer = InputQuantizer(0.0, 1.0, bits)
     quantizer.freeze()
     module.input_quantizer = quantizer
-    module.register_forward_pre_hook(quantize_input)
+    module.register_forward_pre_hook(quantize_input, with_kwargs=True)

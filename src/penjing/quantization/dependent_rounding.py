@@ -22,6 +22,8 @@ from penjing.quantization.error_compensation import Elimination
 
 BLOCK = 128
 """Columns after which the best path is taken for good."""
+NEAR = 16
+"""Columns after which the changes of all eight paths are carried to the rest of the block together."""
 LARGEST = tuple(int(values_of(one, 0, 127).max()) for one in range(SETS))
 """Of each of the trellis's sets, in 8 bits."""
 RATE = 0.1
@@ -39,6 +41,17 @@ def _into() -> tuple[Tensor, Tensor]:
 
 
 _FROM, _BY = _into()
+
+
+def _by_state(grids: list[list[float]]) -> Tensor:
+    """For each state, whose lowest bit is its grid, what its grid has for either parity: ``[8, 2]``."""
+    return torch.tensor(grids).repeat(STATES // 2, 1)
+
+
+_REST = _by_state([[0.0, 2.0], [-1.0, 1.0]])
+_LEAST = _by_state([[0.0, 2.0], [3.0, 1.0]])
+_LARGEST = _by_state([[float(LARGEST[2 * grid + parity]) for parity in (0, 1)] for grid in (0, 1)])
+_ODD_GRID = _by_state([[0.0, 0.0], [1.0, 1.0]]) > 0
 
 
 @dataclass(frozen=True)
@@ -63,12 +76,11 @@ class _Price:
         zero = torch.cat([-log(1.0), -log(0.5)], 2)
         return cls(slope, zero, slope / 2 + 1 - log(1.5), 1 - slope - log(2.0))
 
-    def bits(self, sizes: Tensor, grid: int) -> Tensor:
-        """Of absolute values ``[G, R, S]`` on ``grid``."""
-        bits = self.more + self.slope * sizes
-        if grid:
-            bits = torch.where(sizes == 1, self.one, bits)
-        return torch.where(sizes == 0, self.zero[..., grid : grid + 1], bits)
+    def bits(self, sizes: Tensor) -> Tensor:
+        """Of absolute values ``[G, R, 8, 2]``, by the grid of their state."""
+        bits = self.more[..., None] + self.slope[..., None] * sizes
+        bits = torch.where((sizes == 1) & _ODD_GRID.to(sizes.device), self.one[..., None], bits)
+        return torch.where(sizes == 0, self.zero.repeat(1, 1, STATES // 2)[..., None], bits)
 
 
 def compensated(weight: Tensor, elimination: Elimination, scale: float) -> Tensor:
@@ -120,18 +132,31 @@ def _block(
     rest = moved[:, :, None].expand(*paths, width).contiguous()
     cost = steps.new_full(paths, math.inf).scatter_(2, state, 0.0)
     origins, values, into = [], [], (_FROM.to(steps.device), (_FROM * 2 + _BY).to(steps.device))
-    for at in range(width):
-        found, paid = _candidates(rest[..., at], keep[:, :, at, None], worth[..., at], price)
-        total = (cost[..., None] + paid).flatten(2)[..., into[1].flatten()].unflatten(2, (-1, 2))
-        cost, second = total.min(3)
-        origin = torch.where(second == 0, into[0][:, 0], into[0][:, 1])
-        chosen = torch.where(second == 0, into[1][:, 0], into[1][:, 1])
-        value = found.flatten(2).gather(2, chosen)
-        change = steps[:, :, at, None] - value
-        origins.append(origin)
-        values.append(value)
-        later = rest[..., at + 1 :].gather(2, origin[..., None].expand(*paths, width - at - 1))
-        rest[..., at + 1 :] = later + change[..., None] * factor[:, None, None, at, at + 1 :]
+    for start in range(0, width, NEAR):
+        stop = min(start + NEAR, width)
+        # What each path has changed in the columns up to here, and has of those that follow.
+        near = rest[..., start:stop]
+        first = torch.arange(STATES, device=steps.device).expand(paths)
+        for at in range(start, stop):
+            mine = near[..., at - start]
+            found, paid = _candidates(mine, keep[:, :, at, None], worth[..., at], price)
+            total = (cost[..., None] + paid).flatten(2)[..., into[1].flatten()]
+            cost, second = total.unflatten(2, (-1, 2)).min(3)
+            origin = torch.where(second == 0, into[0][:, 0], into[0][:, 1])
+            chosen = torch.where(second == 0, into[1][:, 0], into[1][:, 1])
+            value = found.flatten(2).gather(2, chosen)
+            change = steps[:, :, at, None] - value
+            origins.append(origin)
+            values.append(value)
+            first = first.gather(2, origin)
+            near = near.gather(2, origin[..., None].expand(near.shape))
+            near[..., at - start] = change
+            near[..., at - start + 1 :] += (
+                change[..., None] * factor[:, None, None, at, at + 1 : stop]
+            )
+        if stop < width:
+            later = rest[..., stop:].gather(2, first[..., None].expand(*paths, width - stop))
+            rest[..., stop:] = later + near @ factor[:, None, start:stop, stop:]
     end = state = cost.argmin(2, keepdim=True)
     best = torch.empty_like(steps)
     for at in reversed(range(width)):
@@ -145,27 +170,25 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """The best integer of either parity for what each path has of a column ``[G, R, 8]``, and its
     cost: both ``[G, R, 8, 2]``."""
-    sizes, signs = column.abs(), torch.where(column < 0, -1.0, 1.0)
-    near = (sizes - RATE / 2 * price.slope / worth).clamp_min(0)
-    found, paid = column.new_empty(*column.shape, 2), column.new_empty(*column.shape, 2)
-    for grid in (0, 1):
-        lane = slice(grid, None, 2)  # the lowest bit of a state is its grid
-        for parity, value in enumerate(_nearest(near[..., lane], grid)):
-            value = value.clamp_max(LARGEST[2 * grid + parity])
-            bits = RATE * price.bits(value, grid)
-            paid[..., lane, parity] = worth * (sizes[..., lane] - value) ** 2 + bits
-            found[..., lane, parity] = value * signs[..., lane]
-    odd_at_zero = torch.zeros_like(paid)
-    odd_at_zero[..., 1] = math.inf
-    return (
-        torch.where(keep[..., None], found, 0.0),
-        torch.where(keep[..., None], paid, odd_at_zero),
-    )
+    sizes, signs = column.abs()[..., None], torch.where(column < 0, -1.0, 1.0)[..., None]
+    near = (sizes - RATE / 2 * (price.slope / worth)[..., None]).clamp_min(0)
+    value = _nearest(near)
+    paid = RATE * price.bits(value) + worth[..., None] * (sizes - value) ** 2
+    keep = keep[..., None]
+    return torch.where(keep, value * signs, 0.0), torch.where(keep, paid, _odd_at_zero(column))
 
 
-def _nearest(near: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Absolute values on ``grid`` next to ``near``: of even index, and of odd."""
-    if grid == 0:
-        return 4 * (near / 4).round(), 4 * ((near - 2) / 4).round().clamp_min(0) + 2
-    even = (4 * ((near + 1) / 4).round() - 1).clamp_min(3)
-    return torch.where(near < 1.5, 0.0, even), 4 * ((near - 1) / 4).round().clamp_min(0) + 1
+def _odd_at_zero(column: Tensor) -> Tensor:
+    """What a zero that is to stay one costs: it has even parity."""
+    return column.new_tensor([0.0, math.inf])
+
+
+def _nearest(near: Tensor) -> Tensor:
+    """Absolute values next to ``near`` ``[G, R, 8, 1]`` that a state allows: of even index, and of odd.
+
+    They are multiples of 4 plus a remainder; on the odd grid, zero stands beside 3, 7, ...
+    """
+    rest, least, largest = (table.to(near.device) for table in (_REST, _LEAST, _LARGEST))
+    value = (4 * ((near - rest) / 4).round() + rest).clamp_min(least)
+    zero = (near < 1.5) & (rest == -1)
+    return torch.where(zero, 0.0, value).minimum(largest)

@@ -77,6 +77,8 @@ def sensitivities(
     seen = _gradients(model, found, batches, classifies)
     known = {}
     for name, one in seen.items():
+        if name in wide and name not in moments:
+            continue  # its weight is read, but it is never called
         if name in wide:
             level = _level(moments[name])[:, 0]
             height, width = _outputs(wide[name]), moments[name].shape[-1]

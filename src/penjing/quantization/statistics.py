@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from penjing.quantization import patches
 Observer = Literal["minmax", "percentile", "mse"]
 
 SAMPLES = 1 << 18
-"""Values kept of a layer's inputs; the largest and smallest are counted over all."""
+"""Values kept of a layer's inputs, or twice as many; the largest and smallest are counted over all."""
 ROWS = 8192
 """Patches that a layer's second moments are taken of."""
 
@@ -104,12 +104,22 @@ def per_channel(layer: Layer, values: Tensor, output: Tensor) -> Tensor:
 @contextmanager
 def hooked(layers: Mapping[str, nn.Module], watch: Callable) -> Iterator[None]:
     """Call ``watch(name, layer, inputs, output)`` after each layer; what it returns, if anything, is
-    used in the place of the output."""
+    used in the place of the output. ``inputs`` are those by position, then those by keyword.
 
-    def hook(name: str):
-        return lambda layer, inputs, output: watch(name, layer, inputs, output)
+    Calls with no images in them, and those whose first input or output is no tensor, are passed over.
+    """
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    def hook(name: str) -> Callable:
+        def call(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+            inputs = (*args, *kwargs.values())
+            tensors = inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
+            return watch(name, layer, inputs, output) if tensors and inputs[0].numel() else None
+
+        return call
+
+    handles = [
+        layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
         yield
     finally:
@@ -143,6 +153,8 @@ def _observe(statistics: LayerStatistics, name: str, x: Tensor, batches: int) ->
     # An odd stride does not fall in step with rows of pixels or channels.
     stride = max(1, flat.numel() * batches // SAMPLES) | 1
     statistics.samples.append(flat[::stride].clone())
+    if sum(map(len, statistics.samples)) > 2 * SAMPLES:  # a layer that runs many times
+        statistics.samples[:] = [torch.cat(statistics.samples)[::2].clone()]
 
 
 def _accumulate(statistics: LayerStatistics, layer: Layer, x: Tensor, batches: int) -> None:

@@ -307,6 +307,7 @@ def _fix(layer: Layer, quantizer: WeightQuantizer, bias_gain: float, distortion:
     layers.fold(layer, WeightQuantizer)
     scale = quantizer.positive_scale().detach().expand(len(layer.weight)).clone()
     layer.weight_format = IntegerWeights(quantizer.bits, scale)  # type: ignore[assignment]
-    if layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
+    # A layer without a gain is read, not called, if it does anything: whoever reads it may want a bias.
+    if bias_gain > 0 and layer.bias is not None and not parametrize.is_parametrized(layer, "bias"):
         bias = rate_distortion.rounded_bias(layer.bias.detach(), bias_gain, distortion)
         layer.bias = nn.Parameter(bias) if bias.any() else None

@@ -72,7 +72,7 @@ class Factorize(Technique):
             PenjingError: the model has too few layers of low rank for ``ratio`` or none for
                 ``variance``, or a layer's outputs on the training images are not finite.
         """
-        found = _factorizable(model)
+        found = _factorizable(model, task.example)
         if self.variance is not None:
             factors = _by_outputs(model, found, task, self.variance, self.calibration)
         else:
@@ -155,13 +155,15 @@ def tucker2(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, Tensor, Ten
     return core.to(weight), outputs.to(weight), inputs.to(weight)
 
 
-def _factorizable(model: nn.Module) -> dict[str, layers.Layer]:
-    """Linear and ungrouped convolutional layers that are run by their own ``forward``."""
-    # Attention reads the weights of its projections itself.
-    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    taken = {id(child) for module in attention for child in module.modules()}
+def _factorizable(model: nn.Module, example: Tensor) -> dict[str, layers.Layer]:
+    """Linear and ungrouped convolutional layers that ``example`` runs through, by their own ``forward``:
+    of others the weights may be read without a call."""
+    # Attention reads the weights of its projections itself, an encoder those of all its layers.
+    readers = nn.MultiheadAttention | nn.TransformerEncoderLayer
+    reading = [module for module in model.modules() if isinstance(module, readers)]
+    taken = {id(child) for module in reading for child in module.modules()}
     plain = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
-    return {
+    found = {
         name: layer
         for name, layer in layers.compressible(model).items()
         if id(layer) not in taken
@@ -169,6 +171,10 @@ def _factorizable(model: nn.Module) -> dict[str, layers.Layer]:
         and getattr(layer, "groups", 1) == 1
         and min(layer.weight.shape[:2]) > 1
     }
+    called: set[str] = set()
+    with hooked(found, lambda name, *_: called.add(name)), evaluating(model):
+        model(example.to(next(model.parameters()).device))
+    return {name: layer for name, layer in found.items() if name in called}
 
 
 def _spectrum(layer: Any) -> Spectrum:

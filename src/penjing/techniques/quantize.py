@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -117,9 +117,14 @@ def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:
     return apply(Quantize(**settings), model, task)  # type: ignore[arg-type]
 
 
-def quantize_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Forward pre-hook of a layer with a quantized input."""
-    return (cast(nn.Module, layer.input_quantizer)(inputs[0]), *inputs[1:])
+def quantize_input(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook, with keywords, of a layer with a quantized input."""
+    quantizer = cast(nn.Module, layer.input_quantizer)
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": quantizer(kwargs["input"])}
 
 
 def _check(name: str, layer: Layer) -> None:
@@ -132,7 +137,7 @@ def _check(name: str, layer: Layer) -> None:
 
 def _quantize_input_of(layer: Layer, quantizer: InputQuantizer) -> None:
     layer.input_quantizer = quantizer.to(layer.weight.device)
-    layer.register_forward_pre_hook(quantize_input)
+    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
 
 
 def _remove_input_quantizer(layer: Layer) -> None:
