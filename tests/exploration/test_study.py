@@ -95,3 +95,73 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PenjingError, match="choose another with -o"):
         Study(tmp_path / "file", ABOUT, Budget())
+
+
+def uncertain(name: str, size: int, divergence: float, **bounds: float) -> Point:
+    fields = {"divergence": divergence, "drop_low": -0.1, "drop_high": 0.1} | bounds
+    return point(name, size, 1.0, 0.895).model_copy(update=fields)
+
+
+def test_what_is_surely_within_the_budget_comes_before_what_may_be(tmp_path: Path) -> None:
+    study = fill(
+        Study(tmp_path, ABOUT, Budget(drop=0.02)),
+        uncertain("small", 10, 0.01),
+        uncertain("sure", 400, 0.5, drop_low=0.0, drop_high=0.012),
+    )
+    assert study.best is not None and study.best.name == "sure"
+    assert study.state(study.points["small"]) == "cannot be told"
+
+
+def test_where_images_do_not_tell_agreement_and_then_divergence_chooses(tmp_path: Path) -> None:
+    agreeing = {"agreement": 1.0, "agreement_images": 500}
+    study = fill(
+        Study(tmp_path, ABOUT, Budget(drop=0.02)),
+        uncertain("far", 10, 0.3),
+        uncertain("near", 90, 0.01),
+        uncertain("agrees", 50, 0.2, **agreeing),
+    )
+    assert study.best is not None and study.best.name == "agrees"
+    del study.points["agrees"]
+    assert study.best.name == "near"
+
+
+def test_without_a_limit_of_drop_divergence_chooses_among_what_images_cannot_tell_apart(
+    tmp_path: Path,
+) -> None:
+    lucky = uncertain("lucky", 100, 0.4).model_copy(update={"drop": -0.02, "score": 0.92})
+    close = uncertain("close", 100, 0.01)
+    worse = uncertain("worse", 100, 0.0).model_copy(update={"drop": 0.3, "drop_low": 0.2})
+    study = fill(Study(tmp_path, ABOUT, Budget(size=500)), lucky, close, worse)
+    assert study.best is not None and study.best.name == "close"
+
+
+def test_best_is_replaced_as_a_whole_and_removed_when_nothing_is_good_enough(
+    tmp_path: Path,
+) -> None:
+    study = fill(Study(tmp_path, ABOUT, Budget(size=500)), point("a", 10, 1.0, 0.88))
+    study.write()
+    (tmp_path / "best" / "recipe.yaml").write_text("another point's")
+    study.write()
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["model.onnx"]
+    fill_one(study, point("b", 10, 1.0, 0.95))
+    study.write()
+    assert (tmp_path / "best" / "model.onnx").read_text() == "b"
+    study.budget = Budget(size=5)
+    study.write()
+    assert not (tmp_path / "best").exists()
+
+
+def fill_one(study: Study, entry: Point) -> None:
+    (study.folder / entry.folder).mkdir(parents=True)
+    (study.folder / entry.folder / "model.onnx").write_text(entry.name)
+    study.points[entry.name] = entry
+
+
+def test_saving_does_not_delete_what_else_is_there(tmp_path: Path) -> None:
+    study = fill(Study(tmp_path / "study", ABOUT, Budget()), point("a", 10, 1.0, 0.95))
+    assert study.best is not None
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    with pytest.raises(PenjingError, match=r"holds other files \(thesis\.tex\)"):
+        study.best.save(tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years"

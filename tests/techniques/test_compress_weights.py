@@ -13,6 +13,7 @@ from penjing.deploy.export import export
 from penjing.errors import PenjingError
 from penjing.folding import fold_batch_norm
 from penjing.layers import compressible
+from penjing.quantization import rate_distortion
 from penjing.quantization.patches import coding_order
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.compress_weights import CompressWeights, compress_weights
@@ -137,3 +138,12 @@ def test_weights_must_be_finite(net: nn.Module, task: Task) -> None:
         net[0].weight[0] = torch.nan
     with pytest.raises(PenjingError, match="layer 0"):
         compress_weights(net, task, distortion=1e-5)
+
+
+def test_a_drop_that_not_even_the_finest_grid_keeps_to_is_an_error(
+    net: nn.Module, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finest grid is made as coarse as the coarsest."""
+    monkeypatch.setattr(rate_distortion, "FINEST", rate_distortion.WIDEST)
+    with pytest.raises(PenjingError, match=r"max_drop=0.001 cannot be met: the finest grid loses"):
+        compress_weights(net, task, max_drop=0.001)
