@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -74,11 +74,9 @@ gmlp_ti16_224 resmlp_12_224 hiera_tiny_224 iformer_s csatv2 cpubone_b0_bfrobust 
 def main() -> None:
     """Run what is missing, then write the summary and the table."""
     options = _options()
-    if options.net:
-        _measure(options.net)
-        return
     done = {line["net"] for line in _lines() if options.only is None}
     names = [name for name in _names() if name not in done and (options.only or "") in name]
+    _import()
     with ThreadPoolExecutor(options.jobs) as pool:
         for count, name in enumerate(pool.map(lambda n: _process(n, options.limit), names), 1):
             print(f"{count} of {len(names)}: {name}", file=sys.stderr, flush=True)
@@ -92,8 +90,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", help="run only nets with this in their name, again")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one net")
     parser.add_argument("--jobs", type=int, default=1, help="nets at a time")
-    parser.add_argument("--net", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _import() -> None:
+    """Import once what every net's process needs."""
+    import timm
+    import torch
+    import torch.onnx
+
+    import penjing.recipe
+    from penjing.deploy import artifact
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    assert (timm, penjing, artifact)
 
 
 def _names() -> list[str]:
@@ -105,30 +115,28 @@ def _names() -> list[str]:
 
 
 def _process(name: str, limit: float) -> str:
-    """Run one net in a process of its own; its lines, or what ended it, go to the file."""
-    command = [sys.executable, __file__, "--net", name]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-        lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
-        ended = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
-        failed = ran.returncode != 0
-    except subprocess.TimeoutExpired as error:
-        text = (error.stdout or b"").decode()
-        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-        ended, failed = f"not done after {limit:.0f} s", True
-    if failed:
-        missing = next(
-            (t for t in TECHNIQUES if t not in {line["technique"] for line in lines}), ""
-        )
-        kind = "not run" if ended.startswith("not done") else "fault"
-        lines.append({"net": name, "technique": missing, "result": kind, "said": ended[:300]})
-    with LINES.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    """Run one net in a process of its own, which writes its lines; what ended it is one, too."""
+    process = multiprocessing.get_context("fork").Process(target=_measure, args=(name,))
+    process.start()
+    process.join(limit)
+    late = process.is_alive()
+    process.kill()
+    process.join()
+    if late or process.exitcode:
+        there = {line["technique"] for line in _lines() if line["net"] == name}
+        said = f"not done after {limit:.0f} s" if late else f"exit code {process.exitcode}"
+        missing = next((technique for technique in TECHNIQUES if technique not in there), "")
+        _add({"net": name, "technique": missing, "result": "not run", "said": said})
     return name
 
 
+def _add(line: dict) -> None:
+    with LINES.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
 def _measure(name: str) -> None:
-    """Print one line of JSON for each technique on the net ``name``."""
+    """Add one line for each technique on the net ``name``."""
     import torch
 
     from penjing import tasks
@@ -136,7 +144,11 @@ def _measure(name: str) -> None:
 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    model, size = _net(name)
+    found = _net(name)
+    if isinstance(found, str):
+        _add({"net": name, "technique": "export", "result": "not run", "said": found})
+        return
+    model, size = found
     images = _images(size)
     task = tasks.from_arrays(images, np.arange(len(images)) % CLASSES, validation=10, test=10)
     model = _with_statistics(model, task)
@@ -152,11 +164,11 @@ def _measure(name: str) -> None:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             line |= {"result": "fault", "said": said[:300]}
         line["seconds"] = round(time.process_time() - start, 1)
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        _add(line)
 
 
 def _net(name: str):
-    """The net with random weights, and the smallest size of image that it takes."""
+    """The net with random weights and the smallest size of image that it takes, or why there is none."""
     import torch
 
     for size in SIZES:
@@ -167,7 +179,7 @@ def _net(name: str):
             return model, size
         except Exception as error:  # wants another size
             last = error
-    raise SystemExit(f"takes none of {SIZES}: {' '.join(str(last).split())[:200]}")
+    return f"takes none of {SIZES}: {' '.join(str(last).split())[:200]}"
 
 
 def _made(name: str, size: int):

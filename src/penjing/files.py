@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from penjing.errors import PenjingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -70,6 +70,8 @@ def save_tensors(
     Tensors may be on any device, strided, and share memory.
     """
     # Imported here because writing other files needs no PyTorch.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     # Cloned, because the format has no place for tensors that share memory.
     apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

@@ -27,6 +27,7 @@ from penjing.attention.motion import Gate, Motion
 from penjing.attention.pipeline import LARGEST_MODEL, File, Module, Pipeline
 from penjing.deploy.timing import time_calls
 from penjing.errors import PenjingError
+from penjing.files import atomic
 
 PLAN, CARD, DETECTOR = "pipeline.json", "card.json", "detector.penjing"
 LARGEST = {
@@ -86,14 +87,12 @@ def save(
         (onnx := Path(folder, "detector.onnx")).write_bytes(pipeline.detector.source)
         container.pack(onnx, packed := Path(folder, DETECTOR))
         card = _card(pipeline, packed, model, frames)
-        partial = Path(path).with_name(Path(path).name + ".partial")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        with atomic(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(PLAN, plan.model_dump_json(indent=1))
             archive.writestr(CARD, json.dumps(card, indent=1))
             archive.write(packed, DETECTOR)
             if model:
                 archive.write(model, plan.model)
-        partial.replace(path)
     return card
 
 
