@@ -115,7 +115,10 @@ class Comparison(BaseModel):
             spread = (self.lost + self.gained) / self.images - self.drop**2
         else:
             spread = self.images * ((self.drop_high - self.drop) / _quantile(1 - LEVEL)) ** 2
-        return max(math.ceil(max(spread, 0.0) * (z / away) ** 2), fewest_images(limit, points))
+        # away = z * sqrt(spread / n) + skewness / n, of which the last is what few changes cost.
+        normal, skewness = z * math.sqrt(max(spread, 0.0)), z * z / 4
+        root = (normal + math.sqrt(normal**2 + 4 * abs(away) * skewness)) / (2 * abs(away))
+        return max(math.ceil(root**2), fewest_images(limit, points))
 
     def surely_agrees(self, limit: float, points: int = 1) -> bool:
         """Whether, labels or not, at most ``limit`` of the images get another class than from the
