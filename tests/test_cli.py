@@ -22,8 +22,10 @@ from penjing import cli, models
 from penjing.cli_inputs import Device, Inputs
 from penjing.deploy import artifact
 from penjing.errors import PenjingError
+from penjing.exploration import Budget
 from penjing.models.renormalized import Renormalized
 from penjing.recipe import load
+from penjing.tasks.interval import Comparison, exact_bounds
 
 
 def refused(result: CompletedProcess[str], *words: str) -> None:
@@ -331,3 +333,29 @@ def test_ctrl_c_in_a_training_says_that_it_resumes(folder: Path, tmp_path: Path)
     assert (tmp_path / "w.checkpoint").exists()
     assert penjing(*command, "-o", tmp_path / "w.safetensors").returncode == 0
     assert (tmp_path / "w.safetensors").exists()
+
+
+def card_of(lost: int, gained: int, images: int) -> artifact.Card:
+    low, high = exact_bounds(lost, gained, images)
+    drop = (lost - gained) / images
+    compared = Comparison(
+        images=images, drop=drop, drop_low=low, drop_high=high, lost=lost, gained=gained
+    )
+    figures = {"packed_bytes": 1000, "latency_ms": 1.0}
+    return artifact.Card.model_construct(**(compared.model_dump() | figures))
+
+
+def test_a_file_that_misses_what_was_asked_for_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """32 points lost on many images; one image of fifty; none of a thousand."""
+    cli._judge(card_of(0, 0, 1000), Budget(drop="1%"))
+    cli._judge(card_of(0, 0, 1000), Budget(size="1KB"))
+    assert not capsys.readouterr().err
+    with pytest.raises(PenjingError, match=r"loses 32\.00% \(.*1000 images\) of at most 1\.00%"):
+        cli._judge(card_of(320, 0, 1000), Budget(drop="1%"))
+    with pytest.raises(PenjingError, match=r"size 1\.0 KB of at most 0\.9 KB"):
+        cli._judge(card_of(0, 0, 1000), Budget(size="0.9KB"))
+    cli._judge(card_of(0, 0, 50), Budget(drop="1%"))
+    said = capsys.readouterr().err
+    assert "cannot be told" in said and "about 299 validation images would tell" in said
