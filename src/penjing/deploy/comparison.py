@@ -11,8 +11,9 @@ from penjing.deploy import measure
 from penjing.tasks import Task, interval
 from penjing.tasks.interval import Comparison
 
-TRAINING_IMAGES = 1024
-"""On which the classes of a model that was not trained are compared with the original's."""
+AGREEMENT_IMAGES = 1024
+"""On which the classes of a model that was not trained are compared with the original's: training images
+make up for what a split has not."""
 
 
 class Original:
@@ -38,10 +39,11 @@ class Original:
         """As ``compared``, with what the file gives over ``split``, and the targets."""
         expected, _ = self._outputs(split, None)
         comparison = interval.compare(self.task, expected, *found)
-        if trained or comparison.agreement is None:
+        missing = AGREEMENT_IMAGES - (comparison.images or 0)
+        if trained or comparison.agreement is None or missing <= 0:
             return comparison
-        others, _ = self._outputs("train", TRAINING_IMAGES)
-        output, _ = self._run(path, "train", TRAINING_IMAGES)
+        others, _ = self._outputs("train", missing)
+        output, _ = self._run(path, "train", missing)
         return comparison.and_agreement(interval.agreements(self.task, others, output))
 
     def _outputs(self, split: str, limit: int | None) -> tuple[Any, Tensor]:
