@@ -66,7 +66,7 @@ def test_combinations_are_found_and_every_point_is_a_real_file(
 ) -> None:
     monkeypatch.setattr(search, "ladder", lambda: [ladder()[0], ladder()[-2]])
     budget = Budget(drop=0.05, size=6000)
-    study = explore(*trained, budget, folder=tmp_path, trials=4, progress=False)
+    study = explore(*trained, budget, folder=tmp_path, trials=2, progress=False)
     assert not study.failures
     assert any(
         len(point.recipe["stages"]) > 1 for point in study.points.values() if point.candidate
