@@ -52,6 +52,9 @@ def test_score_bars_reach_as_far_as_the_drops_bounds(study):
     assert star.y[0] - star.error_y.arrayminus[0] == pytest.approx(lowest)
     assert star.y[0] + star.error_y.array[0] == pytest.approx(highest)
     assert drawn["dominated"].error_y.array is None
+    point["drop_low"] = -0.5  # no score is above 100 %
+    star = traces(plots.frontier(study, point, plots.SIZE, PERCENT))["best"]
+    assert star.y[0] + star.error_y.array[0] == pytest.approx(100)
 
 
 def test_hover_holds_every_figure(study):

@@ -182,16 +182,25 @@ def _spread(points: list[Point], axis: Axis, color: str) -> dict | None:
 
 def _doubt(points: list[Point], unit: units.ScoreUnit, color: str) -> dict:
     """How much lower or higher the scores may be for all that the drops' bounds tell."""
-    known = [bounds(point) or (point["drop"], point["drop"]) for point in points]
-    pairs = list(zip(points, known, strict=True))
+    ends = [_ends(point, unit) or (point["score"], point["score"]) for point in points]
+    pairs = list(zip(points, ends, strict=True))
     return {
-        "array": [max(unit.scaled(point["drop"] - low), 0.0) for point, (low, _) in pairs],
-        "arrayminus": [max(unit.scaled(high - point["drop"]), 0.0) for point, (_, high) in pairs],
+        "array": [unit.scaled(max(high - point["score"], 0.0)) for point, (_, high) in pairs],
+        "arrayminus": [unit.scaled(max(point["score"] - low, 0.0)) for point, (low, _) in pairs],
         "symmetric": False,
         "color": color,
         "thickness": 1,
         "width": 3,
     }
+
+
+def _ends(point: Point, unit: units.ScoreUnit) -> tuple[float, float] | None:
+    """Between which the score lies, for all that the drop's bounds tell."""
+    known = bounds(point)
+    if known is None:
+        return None
+    low, high = (point["score"] + point["drop"] - drop for drop in reversed(known))
+    return (max(low, 0.0), min(high, 1.0)) if unit.percent else (low, high)
 
 
 def _difference(high: float | None, low: float | None) -> float:
@@ -250,8 +259,7 @@ def _limits(
     right = None if limit is None else limit / axis.divisor
     floor = None if drop is None else unit.scaled(study["baseline"]["score"] - drop)
     xs = _range(_extent(points, axis), right, axis.log)
-    ends = [shown["score"] + shown["drop"] - drop for drop in bounds(shown) or ()]
-    scores = [point["score"] for point in points] + ends
+    scores = [*(point["score"] for point in points), *(_ends(shown, unit) or ())]
     ys = _range([unit.scaled(score) for score in scores], floor, log=False)
     if right is not None:
         title = f"at most {right:,.4g} {'KB' if axis is SIZE else 'ms'}"
