@@ -15,6 +15,7 @@ Every net runs in a process of its own. Lines go to ``results/zoo.jsonl`` as the
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import sys
@@ -22,7 +23,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +77,7 @@ def main() -> None:
     done = {line["net"] for line in _lines() if options.only is None}
     names = [name for name in _names() if name not in done and (options.only or "") in name]
     _import()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for count, name in enumerate(pool.map(lambda n: _process(n, options.limit), names), 1):
-            print(f"{count} of {len(names)}: {name}", file=sys.stderr, flush=True)
+    _run(sorted(names, key=_parameters), options.jobs, options.limit)
     _write()
 
 
@@ -95,15 +93,11 @@ def _options() -> argparse.Namespace:
 
 def _import() -> None:
     """Import once what every net's process needs."""
-    import timm
     import torch
-    import torch.onnx
 
-    import penjing.recipe
-    from penjing.deploy import artifact
-
+    for module in ("timm", "torch.onnx", "penjing.recipe", "penjing.deploy.artifact"):
+        importlib.import_module(module)
     torch.set_num_threads(1)  # threads do not survive a fork
-    assert (timm, penjing, artifact)
 
 
 def _names() -> list[str]:
@@ -114,20 +108,46 @@ def _names() -> list[str]:
     return [f"timm:{name}" for name in TIMM.split()] + [f"torchvision:{name}" for name in known]
 
 
-def _process(name: str, limit: float) -> str:
-    """Run one net in a process of its own, which writes its lines; what ended it is one, too."""
-    process = multiprocessing.get_context("fork").Process(target=_measure, args=(name,))
-    process.start()
-    process.join(limit)
-    late = process.is_alive()
+def _parameters(name: str) -> int:
+    """Parameters of the net, for small ones to come first; a net that only real memory can hold is last."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in _made(name, 224).parameters())
+    except Exception:
+        return 10**9
+
+
+def _run(names: list[str], jobs: int, limit: float) -> None:
+    """Every net in a process of its own, ``jobs`` at a time."""
+    waiting, running = list(names), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.pop(0)
+            process = multiprocessing.get_context("fork").Process(target=_measure, args=(name,))
+            process.start()
+            running[name] = process, time.monotonic() + limit
+        time.sleep(0.2)
+        for name, (process, deadline) in list(running.items()):
+            late = time.monotonic() > deadline
+            if late or not process.is_alive():
+                _end(name, process, limit if late else None)
+                del running[name]
+                print(f"{name} done, {len(waiting)} to come", file=sys.stderr, flush=True)
+
+
+def _end(name: str, process: multiprocessing.process.BaseProcess, late: float | None) -> None:
+    """What ended the net's process, if it was not done, is a line, too."""
     process.kill()
     process.join()
-    if late or process.exitcode:
-        there = {line["technique"] for line in _lines() if line["net"] == name}
-        said = f"not done after {limit:.0f} s" if late else f"exit code {process.exitcode}"
-        missing = next((technique for technique in TECHNIQUES if technique not in there), "")
+    if late is None and not process.exitcode:
+        return
+    there = {line["technique"] for line in _lines() if line["net"] == name}
+    missing = next((technique for technique in TECHNIQUES if technique not in there), None)
+    if missing is not None:
+        said = f"not done after {late:.0f} s" if late else f"exit code {process.exitcode}"
         _add({"net": name, "technique": missing, "result": "not run", "said": said})
-    return name
 
 
 def _add(line: dict) -> None:

@@ -24,6 +24,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from penjing import layers
 from penjing.errors import PenjingError
@@ -85,7 +86,7 @@ def _copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold a result of autograd, as old weight norm does."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for value in vars(module).values():
+        for value in tree_leaves(vars(module)):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from penjing.errors import PenjingError
 
@@ -245,15 +246,26 @@ def _exporting(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
     it could not do."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    # Attention in plain operators: what the exporter makes of the fused ones has other strides, on which
+    # the views that were traced are impossible.
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), attention:
         warnings.simplefilter("ignore")
         try:
             yield
         except Exception as error:  # whatever the exporter, or foreign code under it, raises
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = _first_cause(error)
             raise PenjingError(
                 f"the model {kind} cannot be exported to ONNX for an input of shape {shape} "
                 f"({reason}); change the part of its forward that is named here."
             ) from error
         finally:
             logging.getLogger("torch.onnx").setLevel(level)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of what the exporter wraps in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line[:300]}"
