@@ -109,7 +109,7 @@ def _names() -> list[str]:
 
 
 def _parameters(name: str) -> int:
-    """Parameters of the net, for small ones to come first; a net that only real memory can hold is last."""
+    """Parameters of the net, so that small ones come first; last where only real memory holds it."""
     import torch
 
     try:

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -126,19 +127,26 @@ def test_killed_while_it_validates(task, tmp_path, monkeypatch, ema, validation)
     assert same(whole, run(task, tmp_path / "c", ema=ema))
 
 
-def attempt(task: Task, path: Path) -> None:
+def attempt(task: Task, path: Path, calls: int) -> None:
+    """Train until so many functions have been called or left; then the process is killed."""
     training.CHECKPOINT_EVERY_S = 0.0
+    seen = count(1)
+
+    def look(*_: Any) -> None:
+        if next(seen) == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(look)
     run(task, path, ema=0.9, epochs=8)
 
 
 def test_killed_by_the_system_at_any_moment(task, tmp_path):
     whole = run(task, None, ema=0.9, epochs=8)
     chance, kills = random.Random(0), 0
-    for _ in range(20):
-        process = get_context("fork").Process(target=attempt, args=(task, tmp_path / "c"))
+    for _ in range(12):
+        calls = chance.randrange(1_000, 60_000)
+        process = get_context("fork").Process(target=attempt, args=(task, tmp_path / "c", calls))
         process.start()
-        process.join(chance.uniform(0.02, 0.25))
-        process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
     assert kills > 3

@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 import torchvision
 from onnx import TensorProto, numpy_helper
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from penjing.deploy import measure
 from penjing.deploy import runtime_onnxruntime as runtime
@@ -41,12 +42,18 @@ def largest(net: nn.Module, task: Task) -> float:
         return float(net(task.example).abs().max())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1]),
+        lambda: torchvision.models.mobilenet_v2(weights=None, width_mult=0.35),
+    ],
+)
 def test_torchvision_nets_hold_only_integer_kernels(
-    name: str, large_task: Task, tmp_path: Path
+    make: Callable[[], nn.Module], large_task: Task, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    net = getattr(torchvision.models, name)(weights=None).eval()
+    net = make().eval()
     small = quantize(net, large_task, calibration=8)
     path = tmp_path / "net.onnx"
     export(small, large_task.example, path, calibration=large_task.calibration(8))
