@@ -368,7 +368,15 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
         "penjing-demo"
     ),
-    time: Annotated[str, typer.Option(help="Of the search in total, such as 30s.")] = "150s",
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the search in total, such as 30s; 150s, the default, without --trials."
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Candidates in total, instead of, or beside, --time.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a small CNN on handwritten digits and explore all techniques on it, in minutes."""
@@ -377,7 +385,12 @@ def demo(
     writable(output / "study.json")
     device = machine.start()
     study = demonstration.run(
-        output, time=time, seed=machine.seed, device=device, threads=machine.measured_threads
+        output,
+        time=time,
+        trials=trials,
+        seed=machine.seed,
+        device=device,
+        threads=machine.measured_threads,
     )
     _print_study(study, as_json)
 

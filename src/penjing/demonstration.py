@@ -14,6 +14,7 @@ from penjing.tasks import Preprocessing, Task, from_arrays
 from penjing.training import TrainSettings, train
 
 BUDGET = Budget(size="20KB", drop="1%")
+TIME = "150s"
 
 
 class DigitsNet(nn.Sequential):
@@ -46,7 +47,8 @@ def digits(seed: int = 0) -> Task:
 def run(
     folder: Path,
     *,
-    time: str = "150s",
+    time: str | None = None,
+    trials: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     threads: int = 1,
@@ -54,7 +56,8 @@ def run(
     """Train the net (seconds), then explore; a demo that was stopped resumes in ``folder``.
 
     Args:
-        time: of the exploration in total, over all runs.
+        time: of the exploration in total, over all runs; None is 150 s, or no limit with ``trials``.
+        trials: candidates in total, over all runs.
         seed: of all that is random.
         device: to train and calibrate on.
         threads: of the runtime, for the latencies.
@@ -69,7 +72,8 @@ def run(
         task,
         BUDGET,
         folder=folder,
-        time=time,
+        time=TIME if time is None and trials is None else time,
+        trials=trials,
         name="digits CNN",
         data="scikit-learn digits",
         threads=threads,
