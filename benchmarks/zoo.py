@@ -259,7 +259,7 @@ def _judged(model, task, step: dict) -> dict:
         path, batches = Path(folder, "model.onnx"), task.calibration(16, batch_size=8)
         lowered = lower(small, task.example, path, calibration=batches)
         agreement = measure.agreement(small, path, batches)
-        artifact.check_agreement(small, agreement)
+        artifact.check_agreement(small, agreement, batches)
         layers = stored_layers(path, lowered.places, runtime.optimized(path)).values()
     floats = sum(not layer.integer for layer in layers)
     partly = "quantize" in step and step["quantize"].get("activation_bits", 8) and floats

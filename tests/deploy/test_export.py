@@ -289,3 +289,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class Shuffled(nn.Module):
+    """As ShuffleNet: one half of the channels goes on as it is, the other through layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, 2), nn.Linear(16, 10)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept, changed = self.stem(x).relu().chunk(2, dim=1)
+        x = torch.cat([kept, self.second(self.first(changed).relu()).relu()], 1)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_may_read_any_part_of_a_split(task: Task, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = quantize(Shuffled().eval(), task, calibration=16)
+    export(small, task.example, tmp_path / "m.onnx", calibration=task.calibration(16))
+    kernels = runtime.kernels(tmp_path / "m.onnx")
+    assert kernels["QLinearConv"] == 3 and not FLOAT_KERNELS & set(kernels)
+    error = measure.agreement(small, tmp_path / "m.onnx", task.calibration(16)).max_error
+    assert error < 0.05 * largest(small, task)

@@ -125,6 +125,15 @@ def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> 
     )
 
 
+def distance(expected: nn.Module, found: nn.Module, batches: Iterable[Tensor]) -> float:
+    """How far the outputs of one model are from another's on ``batches`` (float32 ``[N, ...]``), as in
+    ``Agreement``."""
+    pairs = [(_expected(expected, batch), _expected(found, batch)) for batch in batches]
+    columns_of = [zip(*side, strict=True) for side in zip(*pairs, strict=True)]
+    joined = [[tasks_outputs.concatenated(list(c)) for c in side] for side in columns_of]
+    return max(_distance(*pair) for pair in zip(*joined, strict=True))
+
+
 def _check_finite(index: int, path: str | Path, expected: Tensor, found: Tensor) -> None:
     for tensor, whose in ((expected, "the model"), (found, f"{path}")):
         if tensor.isnan().any():

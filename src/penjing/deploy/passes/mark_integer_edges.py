@@ -11,8 +11,8 @@ from penjing.deploy import initializers
 from penjing.deploy.deployed_layer import DeployedLayer, Grid
 
 PASS_ON = {
-    "DepthToSpace", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze",
-    "Transpose", "Unsqueeze",
+    "DepthToSpace", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split",
+    "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operators that move values without changing them: input and output share one grid."""
 
@@ -81,14 +81,17 @@ def is_clamp(node: ir.Node) -> bool:
 
 
 def _results(node: ir.Node, wanted: set[int], marked: dict[int, ir.Value]) -> list[ir.Value]:
-    if not node.outputs:
-        return []
-    result = node.outputs[0] if node.op_type in PASS_ON else activated(node.outputs[0])
-    is_wanted = id(result) in wanted or any(id(o) in wanted for o in node.outputs)
+    passes_on = node.op_type in PASS_ON
     from_integers = bool(node.inputs) and all(id(i) in marked for i in _data(node))
-    conv = node.op_type == "Conv" and is_integer_layer(node)
     kernel = node.op_type in PASS_ON | COMPUTE | CURVES and from_integers
-    return [result] if conv or kernel or is_wanted else []
+    conv = node.op_type == "Conv" and is_integer_layer(node)
+    results = []
+    for place, output in enumerate(node.outputs):
+        result = output if passes_on else activated(output)
+        made = (conv or kernel) and (place == 0 or passes_on)
+        if made or not wanted.isdisjoint((id(result), id(output))):
+            results.append(result)
+    return results
 
 
 def _data(node: ir.Node) -> list[ir.Value]:
