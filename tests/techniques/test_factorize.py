@@ -198,3 +198,20 @@ def test_few_images_do_not_tell_a_rank(task):
 def test_one_aim(settings):
     with pytest.raises(ValueError, match="one of ratio and variance"):
         Factorize(**settings)
+
+
+def test_layers_that_are_asked_for_their_weight_stay(task):
+    """As in EdgeNeXt, whose positions take the type of a projection's weight."""
+
+    class Asked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1)
+            self.head = nn.Linear(32, 2)
+
+        def forward(self, x):
+            x = self.second(self.first(x.to(self.second.weight.dtype)).relu())
+            return self.head(x.relu().mean((2, 3)))
+
+    small = factorize(Asked().eval(), task, ratio=0.01)
+    assert isinstance(small.second, nn.Conv2d) and isinstance(small.first, nn.Sequential)

@@ -172,9 +172,27 @@ def _factorizable(model: nn.Module, example: Tensor) -> dict[str, layers.Layer]:
         and min(layer.weight.shape[:2]) > 1
     }
     called: set[str] = set()
+    image = example.to(next(model.parameters()).device)
     with hooked(found, lambda name, *_: called.add(name)), evaluating(model):
-        model(example.to(next(model.parameters()).device))
-    return {name: layer for name, layer in found.items() if name in called}
+        model(image)
+    names = [name for name in found if name in called]
+    if not _replaceable(model, names, image):  # Rare: code that asks a layer for its weight's type.
+        names = [name for name in names if _replaceable(model, [name], image)]
+    return {name: found[name] for name in names}
+
+
+def _replaceable(model: nn.Module, names: list[str], image: Tensor) -> bool:
+    """Whether ``model`` still runs where the layers ``names`` stand inside an ``nn.Sequential``."""
+    trial = layers.copied(model)
+    for name in names:
+        layer = trial.get_submodule(name)
+        _replace(trial, layer, nn.Sequential(layer))
+    try:
+        with evaluating(trial):
+            trial(image)
+    except (AttributeError, TypeError):
+        return False
+    return True
 
 
 def _spectrum(layer: Any) -> Spectrum:
