@@ -104,7 +104,20 @@ class Encoder(Net):
         return self.between(x.flatten(2).transpose(1, 2)).mean(1)
 
 
+class PadsItself(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (3, 3, 3, 3)))
+
+
+class SmallMap(Net):
+    """As timm's ``Conv2dSame``: the kernel does not fit on the layer's own input."""
+
+    def vector(self, x: Tensor) -> Tensor:
+        return self.between(F.adaptive_avg_pool2d(x, 2)).mean((2, 3))
+
+
 NETS = {
+    "small-map": lambda: SmallMap(PadsItself(8, 8, 7)),
     "never": lambda: NeverCalled(nn.Linear(5, 6)),
     "several": lambda: Several(nn.Linear(8, 8)),
     "keyword": lambda: ByKeyword(nn.Linear(8, 8)),

@@ -57,7 +57,7 @@ def rows(layer: Layer, x: Tensor, count: int) -> Tensor:
     )
     pieces = _pieces(layer)
     groups = max(_groups(layer), pieces)
-    return vectors.reshape(len(vectors), groups, -1).transpose(0, 1)
+    return vectors.reshape(len(vectors), groups, vectors.shape[1] // groups).transpose(0, 1)
 
 
 def _groups(layer: Layer) -> int:
@@ -83,6 +83,8 @@ def _conv_rows(layer: nn.Conv1d | nn.Conv2d, x: Tensor, count: int) -> Tensor:
     images = min(len(x), -(-count // PATCHES_AN_IMAGE))
     used = _padded(layer, x[:images].detach())
     available = math.prod(_positions(layer, used))
+    if not available:  # a layer that pads by itself, on a map smaller than its kernel
+        return x.new_zeros(0, x.shape[1] * math.prod(layer.kernel_size))
     chosen = _choice(available, -(-count // images), x.device)
     found = _patches(layer, used, chosen)
     missing = count - len(found)
@@ -96,7 +98,7 @@ def _conv_rows(layer: nn.Conv1d | nn.Conv2d, x: Tensor, count: int) -> Tensor:
 def _positions(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[int]:
     """How often the kernel fits on the padded ``x`` along each axis."""
     axes = zip(x.shape[2:], layer.kernel_size, layer.dilation, layer.stride, strict=True)
-    return [(size - dilation * (k - 1) - 1) // stride + 1 for size, k, dilation, stride in axes]
+    return [max((size - dil * (k - 1) - 1) // stride + 1, 0) for size, k, dil, stride in axes]
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor, chosen: Tensor) -> Tensor:
