@@ -30,7 +30,7 @@ import numpy as np
 import results
 
 HERE = Path(__file__).parent
-LINES = results.FOLDER / "zoo.jsonl"
+LINES, SUMMARY = results.FOLDER / "zoo.jsonl", results.FOLDER / "zoo.json"
 TABLE = HERE.parent / "docs" / "zoo.md"
 COMMAND = "python benchmarks/zoo.py"
 CLASSES, IMAGES = 10, 48
@@ -277,10 +277,13 @@ def _judged(model, task, step: dict) -> dict:
 
 
 def _lines() -> list[dict]:
-    """The last line of each net and technique."""
-    if not LINES.exists():
-        return []
-    found = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
+    """The last line of each net and technique: of the summary, and of what has come since."""
+    found = []
+    if SUMMARY.exists():
+        found = json.loads(SUMMARY.read_text(encoding="utf-8"))["nets"]
+    if LINES.exists():
+        text = LINES.read_text(encoding="utf-8")
+        found += [json.loads(line) for line in text.splitlines()]
     return list({(line["net"], line["technique"]): line for line in found}.values())
 
 
@@ -294,9 +297,11 @@ def _write() -> None:
         row = dict.fromkeys(results.COLUMNS) | {"work": f"zoo, {technique}", "met": None}
         rows += [row | {"measure": f"nets: {what}", "ours": n} for what, n in counts.items()]
     path = results.write("zoo", rows, COMMAND)
+    assert path == SUMMARY
     record = json.loads(path.read_text(encoding="utf-8")) | {"nets": lines}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     TABLE.write_text(_table(lines, record), encoding="utf-8")
+    LINES.unlink(missing_ok=True)
 
 
 def _table(lines: list[dict], record: dict) -> str:

@@ -61,6 +61,7 @@ def test_every_layer_runs_on_integers_and_the_file_is_the_model(zoo: ModuleType,
 def test_no_net_of_the_zoo_is_a_fault(zoo: ModuleType, tmp_path: Path, monkeypatch):
     """All nets: hours. What is rejected is one sentence."""
     monkeypatch.setattr(zoo, "LINES", tmp_path / "zoo.jsonl")
+    monkeypatch.setattr(zoo, "SUMMARY", tmp_path / "zoo.json")
     zoo._import()
     zoo._run(zoo._names(), jobs=2, limit=900)
     lines = [json.loads(line) for line in (tmp_path / "zoo.jsonl").read_text().splitlines()]

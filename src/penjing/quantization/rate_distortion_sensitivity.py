@@ -79,6 +79,8 @@ def sensitivities(
     for name, one in seen.items():
         if name in wide and name not in moments:
             continue  # its weight is read, but it is never called
+        if name in wide and name not in moments:
+            continue  # No patch of its input: such a layer gets the finest grid.
         if name in wide:
             level = _level(moments[name])[:, 0]
             height, width = _outputs(wide[name]), moments[name].shape[-1]
@@ -166,6 +168,8 @@ def _moments(
 
     def watch(name: str, layer: Layer, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         seen = patches.rows(layer, inputs[0], PATCHES * len(inputs[0]))
+        if not seen.shape[1]:
+            return
         sums[name] = sums.get(name, 0) + seen.transpose(1, 2) @ seen  # type: ignore[assignment]
         rows[name] = rows.get(name, 0) + seen.shape[1]
 
