@@ -210,6 +210,12 @@ def test_bad_input_is_one_sentence(
     (tmp_path / "broken.penjing").write_bytes(b"PENJING broken")
     refused(penjing("unpack", tmp_path / "broken.penjing"), "broken.penjing")
     refused(penjing("bench", tmp_path / "none.onnx"), "none.onnx")
+    train = ("train", factory, "--data", folder, *INPUT, "-o", tmp_path / "w.safetensors")
+    refused(penjing(*train, "--epochs", "0"), "--epochs should be greater than 0, found 0")
+    refused(penjing(*train, "--lr", "nan"), "--lr should be a finite number, found nan")
+    refused(
+        penjing(*train, "--batch-size", "0"), "--batch-size should be greater than or equal to 1"
+    )
     refused(penjing("report", tmp_path), "frontier.json")
 
 

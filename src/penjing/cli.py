@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from penjing.deploy.artifact import Card
     from penjing.exploration import Budget, Study
     from penjing.recipe import Recipe
+    from penjing.training import TrainSettings
 
 app = typer.Typer(
     help="Make a trained vision model small and fast enough for a camera device, measured.",
@@ -103,11 +104,7 @@ def train(
 
     writable(output)
     net, task = inputs.load(new_head=True)
-    settings = training.TrainSettings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-    )
+    settings = _train_settings(epochs=epochs, batch_size=batch_size, lr=lr)
     result = training.train(
         net, task, settings, checkpoint=output.with_suffix(".checkpoint"), progress=True
     )
@@ -398,6 +395,20 @@ def demo(
 def main() -> None:
     """Run the command line; what a user can put right is one sentence and exit code 2."""
     cli_endings.run(app)
+
+
+def _train_settings(**options: Any) -> TrainSettings:
+    from pydantic import ValidationError
+
+    from penjing.training import TrainSettings
+
+    try:
+        return TrainSettings(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{str(first['loc'][0]).replace('_', '-')}"
+        expected = first["msg"].removeprefix("Input ")
+        raise PenjingError(f"{option} {expected}, found {first['input']}") from error
 
 
 def _show_study(study: Study, as_json: bool) -> None:
