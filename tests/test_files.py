@@ -48,6 +48,26 @@ def test_a_folder_takes_the_place_of_one(tmp_path):
     assert names(tmp_path) == ["best"]
 
 
+def test_another_writer_is_faster_again_and_again(tmp_path, monkeypatch):
+    path, move, others = tmp_path / "best", Path.replace, iter("bcd")
+
+    def put_another(source: Path, target: Path) -> Path:
+        moved = move(source, target)
+        if source == path and (name := next(others, None)):
+            path.mkdir()
+            (path / name).write_text(name)
+        return moved
+
+    path.mkdir()
+    (path / "a").write_text("a")
+    monkeypatch.setattr(Path, "replace", put_another)
+    with files.atomic(path) as partial:
+        partial.mkdir()
+        (partial / "own").write_text("own")
+    assert next(others, None) is None
+    assert names(path) == ["own"] and names(tmp_path) == ["best"]
+
+
 def test_tensors_of_any_layout(tmp_path):
     whole = torch.arange(6.0).reshape(2, 3)
     parts = {"a": whole, "b": whole.T, "c": whole[1]}

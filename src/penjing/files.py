@@ -38,7 +38,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         PenjingError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    partial = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete_abandoned(path)
@@ -85,7 +85,7 @@ def save_tensors(
 def remove(path: str | Path) -> None:
     """Delete a file or folder, if it is there, such that nobody finds half of it."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    aside = _beside(path)
     try:
         path.rename(aside)
     except FileNotFoundError:
@@ -107,20 +107,29 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def _put(partial: Path, path: Path) -> None:
+    while not _renamed(partial, path):
+        # A folder that holds something is not replaced: it goes aside first.
+        former = _beside(path)
+        with suppress(FileNotFoundError):  # Another process was faster.
+            path.replace(former)
+        _delete(former)
+    _flush_one(path.parent)
+
+
+def _renamed(partial: Path, path: Path) -> bool:
+    """Whether ``partial`` is at ``path`` now, and not kept off by a folder that holds something."""
     try:
         partial.replace(path)
     except OSError as error:
-        # A folder that holds something is not replaced: it goes aside first.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        former = partial.with_name(partial.name.removesuffix(PARTIAL) + ".former" + PARTIAL)
-        with suppress(FileNotFoundError):  # Another process was faster.
-            path.replace(former)
-        try:
-            _put(partial, path)
-        finally:
-            _delete(former)
-    _flush_one(path.parent)
+        return False
+    return True
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the folder of ``path``, from which its process can be told."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
 
 
 def _flush(path: Path) -> None:
