@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -196,3 +197,62 @@ def test_every_process_finds_the_same():
         for seed in ("1", "2")
     ]
     assert found[0] == found[1] and len(found[0]) == 65
+
+
+class Slotted:
+    __slots__ = ("factor",)
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, output: Any, target: Any) -> Any:
+        return output.sum() * self.factor
+
+
+def test_a_class_with_slots():
+    assert identity.of(Slotted(1.0)) == identity.of(Slotted(1.0)) != identity.of(Slotted(2.0))
+
+
+RECORD = "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n"
+LOSS = "__version__ = '{}'\ndef loss(a, b): return {}\nclass Loss:\n    factor = {}\n"
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch) -> Callable[[str], bytes]:
+    """The identity of what a module ``thing`` in the folder ``code`` defines; ``site`` is on the
+    path, too."""
+    for name in ("code", "site"):
+        (tmp_path / name).mkdir()
+        monkeypatch.syspath_prepend(tmp_path / name)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def identify(code: str) -> bytes:
+        (tmp_path / "code" / "thing.py").write_text(code)
+        for name in ("_installed", "_homes", "_distributions", "_version"):
+            getattr(identity, name).cache_clear()
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, "thing", raising=False)
+        thing = importlib.import_module("thing")
+        return identity.of(thing.loss, thing.Loss())
+
+    return identify
+
+
+def record(folder: Path) -> None:
+    """Say in ``folder`` that a package ``thing`` was installed there."""
+    kept = folder / "thing-1.0.dist-info"
+    kept.mkdir()
+    (kept / "METADATA").write_text(RECORD)
+    (kept / "top_level.txt").write_text("thing\n")
+
+
+def test_a_package_installed_anywhere_is_known_by_its_version(tmp_path, imported):
+    assert imported(LOSS.format("1.0", 1, 1)) != imported(LOSS.format("1.0", 2, 2))
+    record(tmp_path / "code")
+    assert imported(LOSS.format("1.0", 1, 1)) == imported(LOSS.format("1.0", 2, 2))
+    assert imported(LOSS.format("1.0", 1, 1)) != imported(LOSS.format("2.0", 1, 1))
+
+
+def test_the_code_of_an_editable_package_is_read(tmp_path, imported):
+    record(tmp_path / "site")
+    assert imported(LOSS.format("1.0", 1, 1)) != imported(LOSS.format("1.0", 2, 2))

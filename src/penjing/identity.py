@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ PLAIN: tuple[type, ...] = (bool, int, float, complex, str, bytes, range, slice)
 PLAIN += (types.NoneType, types.EllipsisType)
 PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 INSTALLED = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")]
+SLOT: tuple[type, ...] = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.WrapperDescriptorType,
+)
+SLOT += (types.MethodDescriptorType, types.ClassMethodDescriptorType)
+"""What a class has that Python or C made for it: said by the class and a name."""
 OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "_abc_impl"}
 OF_CLASSES |= {"__annotations__", "__firstlineno__", "__static_attributes__", "__slots__"}
 """Entries of every class, which say nothing of what it does."""
@@ -145,6 +153,10 @@ class _Reader:
     def wrapper(self, value: Any) -> Iterator[bytes]:
         yield self.read(getattr(value, "__wrapped__", None) or value.__func__)
 
+    def slot(self, value: Any) -> Iterator[bytes]:
+        # The class may be the one that is read now: its name alone.
+        yield f"{_version(value.__objclass__.__module__)} {value.__qualname__}".encode()
+
     def accessor(self, value: property) -> Iterator[bytes]:
         yield from self.sequence([value.fget, value.fset, value.fdel])
 
@@ -240,6 +252,7 @@ _KINDS: list[tuple[type, Callable[[_Reader, Any], Iterator[bytes]]]] = [
     (staticmethod, _Reader.wrapper),
     (classmethod, _Reader.wrapper),
     (property, _Reader.accessor),
+    *((kind, _Reader.slot) for kind in SLOT),
     (dict, _Reader.mapping),
     (list, _Reader.sequence),
     (tuple, _Reader.sequence),
@@ -322,12 +335,28 @@ def _installed(module: str | None) -> bool:
     try:
         file = inspect.getsourcefile(found) if found is not None else None
     except TypeError:  # Written in C, or made by a program.
-        return found is not None and top in sys.builtin_module_names
-    return file is not None and any(p in INSTALLED for p in Path(file).resolve().parents)
+        return found is not None and (top in sys.builtin_module_names or bool(_homes(top)))
+    if file is None:
+        return False
+    return any(p in INSTALLED or p in _homes(top) for p in Path(file).resolve().parents)
+
+
+@functools.cache
+def _homes(top: str) -> list[Path]:
+    """The folders in which packages lie that were installed with a module ``top``, wherever that is;
+    the code of an editable one lies elsewhere, and may change."""
+    names = _distributions().get(top, [])
+    return [Path(str(metadata.distribution(name).locate_file(""))).resolve() for name in names]
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 @functools.cache
 def _version(module: str | None) -> str:
     """``module`` and the version of its package."""
     top = (module or "builtins").partition(".")[0]
-    return f"{module} {getattr(sys.modules.get(top), '__version__', '')}"
+    said = getattr(sys.modules.get(top), "__version__", None)
+    return f"{module} {said or ' '.join(map(metadata.version, _distributions().get(top, [])))}"
