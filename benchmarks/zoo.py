@@ -74,7 +74,7 @@ gmlp_ti16_224 resmlp_12_224 hiera_tiny_224 iformer_s csatv2 cpubone_b0_bfrobust 
 def main() -> None:
     """Run what is missing, then write the summary and the table."""
     options = _options()
-    done = {line["net"] for line in _lines() if options.only is None}
+    done = _done(_lines()) if options.only is None else set()
     names = [name for name in _names() if name not in done and (options.only or "") in name]
     _import()
     _run(sorted(names, key=_parameters), options.jobs, options.limit)
@@ -106,6 +106,14 @@ def _names() -> list[str]:
 
     known = torchvision.models.list_models(module=torchvision.models)
     return [f"timm:{name}" for name in TIMM.split()] + [f"torchvision:{name}" for name in known]
+
+
+def _done(lines: list[dict]) -> set[str]:
+    """The nets that met all techniques, or that cannot be run."""
+    last = list(TECHNIQUES)[-1]
+    return {
+        line["net"] for line in lines if line["technique"] == last or line["result"] == "not run"
+    }
 
 
 def _parameters(name: str) -> int:
