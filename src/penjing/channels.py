@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch_pruning.dependency import index_mapping
 
 from penjing import layers
 from penjing.errors import PenjingError
@@ -289,10 +290,90 @@ def _followed(model: nn.Module, example: Tensor, prefix: str) -> list[Group]:
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         graph.build_dependency(model, example, verbose=False)
-        found = list(graph.get_all_groups(root_module_types=(nn.Conv1d, nn.Conv2d, nn.Linear)))
+        index_mapping.update_index_mapping(graph)
+        found = list(_coupled(graph))
     names = {module: prefix + name for name, module in model.named_modules()}
-    made = [_group(graph, group, names) for group in found]
+    made = [_group(graph, coupled, names) for coupled in found]
     return [group for group in made if group is not None]
+
+
+class _Index(NamedTuple):
+    """A channel, and the unit that it goes with, under the names that the library's mappings read."""
+
+    idx: int
+    root_idx: int
+
+
+@dataclass
+class _Coupled:
+    """What goes with the ``units`` outputs of a layer."""
+
+    units: int
+    places: dict[tuple[Any, Any], dict[int, int]]
+    """By node of the library's graph and how it is cut: the unit that each of its channels goes with."""
+    ties: set[tuple[int, int]]
+    """Units that go with one channel."""
+
+
+def _coupled(graph: Any) -> Iterator[_Coupled]:
+    """What goes with the outputs of each convolution and linear layer, whose outputs go with those of
+    no layer before."""
+    visited = set()
+    compressible = [module for module in graph.module2node if isinstance(module, layers.Layer)]
+    widest = max((max(_widths(layer)) for layer in compressible), default=0)
+    for layer in compressible:
+        found = _coupled_with(graph, layer, widest) if layer not in visited else None
+        if found is not None:
+            cut = graph.is_out_channel_pruning_fn
+            visited |= {node.module for node, function in found.places if cut(function)}
+            yield found
+
+
+def _widths(layer: layers.Layer) -> tuple[int, int]:
+    """Input and output channels."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
+def _coupled_with(graph: Any, layer: nn.Module, widest: int) -> _Coupled | None:
+    """What goes with the outputs of ``layer``; nothing if a channel would have a higher number than
+    the ``widest`` layer has channels, since the library then misread how the channels are arranged.
+
+    ``get_pruning_group`` of the library follows all channels along all paths, of which attention that
+    splits and joins its heads has no end. Here each channel leaves each place once.
+    """
+    pruner = graph.get_pruner_of_module(layer)
+    place = graph.module2node[layer], pruner.prune_out_channels
+    count = pruner.get_out_channels(layer)
+    found = _Coupled(count, {place: {i: i for i in range(count)}}, set())
+    stack = [(place, [_Index(i, i) for i in range(count)])]
+    while stack:
+        (node, cut), indices = stack.pop()
+        for edge in node.dependencies:
+            reached = _mapped(edge, indices) if edge.is_triggered_by(cut) else []
+            if not reached:
+                continue
+            if max(reached)[0] >= widest:
+                return None
+            place = edge.target, edge.handler
+            known = found.places.setdefault(place, {})
+            new = {i.idx: i.root_idx for i in reversed(reached) if i.idx not in known}
+            known |= dict(reversed(new.items()))
+            found.ties |= {
+                (known[i.idx], i.root_idx) for i in reached if known[i.idx] != i.root_idx
+            }
+            if new:
+                stack.append((place, [_Index(i, known[i]) for i in reversed(new)]))
+    return found
+
+
+def _mapped(edge: Any, indices: list[Any]) -> list[Any]:
+    """``indices`` of what an edge of the graph comes from, as those of what it goes to."""
+    for mapping in edge.index_mapping:
+        if mapping is not None:
+            indices = mapping(indices)
+    return indices
 
 
 def _inputs_of_children(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
@@ -316,22 +397,23 @@ def _inputs_of_children(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
     return inputs
 
 
-def _group(graph: Any, traced: Any, names: dict[nn.Module, str]) -> Group | None:
+def _group(graph: Any, coupled: _Coupled, names: dict[nn.Module, str]) -> Group | None:
     pieces = []
-    for item in traced:
-        target = item.dep.target.module
+    for (node, cut), units in coupled.places.items():
+        target = node.module
         if type(target).__module__.startswith("torch_pruning"):
             if isinstance(target, torch_pruning.ops._OutputOp):
                 return None
             continue
         if target not in names or not _can_be_cut(target):
             return None
-        incoming = graph.is_in_channel_pruning_fn(item.dep.handler)
+        incoming = graph.is_in_channel_pruning_fn(cut)
         reads = incoming and isinstance(target, layers.Layer) and not is_depthwise(target)
-        indices = torch.tensor([item.idxs, item.root_idxs])
+        indices = torch.tensor([list(units), list(units.values())])
         pieces.append(Slice(names[target], "in" if reads else "out", indices[0], indices[1]))
     modules = {name: module for module, name in names.items()}
-    return _tied(pieces, modules)
+    ties = torch.tensor([*coupled.ties]).reshape(-1, 2)
+    return _tied(pieces, coupled.units, ties.long(), modules)
 
 
 def _can_be_cut(module: object) -> bool:
@@ -340,13 +422,17 @@ def _can_be_cut(module: object) -> bool:
     return isinstance(module, layers.Layer | _BatchNorm)
 
 
-def _tied(pieces: list[Slice], modules: dict[str, nn.Module]) -> Group | None:
-    """One group of ``pieces``; the convolution groups of a layer lose the same channels each."""
-    count = int(pieces[0].units.max()) + 1
-    tie = torch.arange(count)
+def _tied(
+    pieces: list[Slice], units: int, ties: Tensor, modules: dict[str, nn.Module]
+) -> Group | None:
+    """One group of ``pieces``, in which the ``units`` of each of the ``ties`` (int64 ``[ties, 2]``) go
+    together; the convolution groups of a layer lose the same channels each."""
+    tie = torch.arange(units)
     changed = True
     while changed:
         before = tie.clone()
+        lowest = tie[ties].amin(1, keepdim=True).expand_as(ties)
+        tie.scatter_reduce_(0, ties.flatten(), lowest.flatten(), "amin")
         for piece in pieces:
             _merge(tie, piece, modules[piece.layer])
         changed = not torch.equal(before, tie)

@@ -97,6 +97,48 @@ class SqueezeExcite(nn.Module):
         return self.after(x * torch.sigmoid(gate))
 
 
+class Ghost(nn.Module):
+    """Each channel and what is made of it are two halves, which are added to another layer's outputs:
+    two of those go together, since one channel goes with both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary, self.cheap = conv(16, 12, 1), conv(12, 12, groups=12)
+        self.shortcut, self.after = conv(16, 24, 1), conv(24, 16, 1)
+
+    def forward(self, x):
+        first = self.primary(x)
+        return self.after(self.shortcut(x) + torch.cat([first, self.cheap(first)], 1))
+
+
+class Cascade(nn.Module):
+    """Attention of heads that take their part of the channels plus what the head before made of its own
+    (Liu et al. 2023, arXiv:2305.07027); the paths through which channels go together have no end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = conv(16, 32, 1), conv(32, 32, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(8, 16, 1) for _ in range(4))
+        self.keys = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(4))
+        self.project = nn.Sequential(nn.ReLU(), conv(32, 32, 1))
+
+    def forward(self, x):
+        x = self.before(x)
+        batch, _, height, width = x.shape
+        made, parts = [], x.chunk(4, 1)
+        head = parts[0]
+        for i, part in enumerate(parts):
+            head = head + part if i else head
+            query, key, value = (
+                self.heads[i](head).view(batch, -1, height, width).split([4, 4, 8], 1)
+            )
+            query = self.keys[i](query).flatten(2)
+            mixed = (query.transpose(-2, -1) @ key.flatten(2)).softmax(-1)
+            head = (value.flatten(2) @ mixed.transpose(-2, -1)).view(batch, 8, height, width)
+            made.append(head)
+        return self.after(x + self.project(torch.cat(made, 1)))
+
+
 class PaddedShortcut(nn.Module):
     """Option A of ResNet-20: the shortcut's channels are padded with zeros by the code."""
 
@@ -132,6 +174,7 @@ def bodies():
         "prelu": Net(prelu, 16),
         "shared": Net(Shared(), 16),
         "squeeze": Net(SqueezeExcite(), 16),
+        "ghost": Net(Ghost(), 16),
         "padded shortcut": Net(PaddedShortcut(), 32),
         "fixed view": Net(FixedView(), 16),
     }
@@ -147,6 +190,22 @@ def bake_exactly(model: nn.Module, technique: PruneChannels, task) -> nn.Module:
         technique.bake(model)
         torch.testing.assert_close(model(images), masked, rtol=1e-4, atol=1e-5)
     return model
+
+
+def test_channels_that_one_other_channel_goes_with_go_together(task):
+    found = channels.groups(lively(bodies()["ghost"]), task.example)
+    tied = next(group for group in found if group.units == 12)
+    assert ("body.shortcut.0", "out") in {(piece.layer, piece.side) for piece in tied.slices}
+    for piece in tied.slices:
+        units = dict(zip(piece.channels.tolist(), piece.units.tolist(), strict=True))
+        assert units == {channel: channel % 12 for channel in range(len(piece.channels))}
+
+
+def test_paths_without_end(task):
+    model = lively(Net(Cascade(), 32))
+    found = channels.groups(model, task.example)
+    assert {"stem.0", "body.after.0"} == {group.root.layer for group in found}
+    bake_exactly(model, PruneChannels(ratio=0.1), task)
 
 
 @pytest.mark.parametrize("name", bodies())
