@@ -51,6 +51,17 @@ def test_formats_are_read_from_the_file(bits: int, net: nn.Module, task: Task, t
     assert types[f"branch.weight{suffix}"] == ("UINT8" if bits == 1 else f"INT{bits}")
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_one_weight_for_each_scale(bits: int, task: Task, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1, groups=6), nn.Flatten())
+    net.append(nn.Linear(net(task.example).shape[1], 10))
+    settings = {"weight_bits": bits, "first_last_bits": bits, "activation_bits": None}
+    small = quantize(net, task, **settings, calibration=16)
+    card = artifact.build(small, task, tmp_path, recipe=None)
+    kinds = {layer["name"]: layer["format"] for layer in card.layers if layer["kind"] != "other"}
+    assert kinds == dict.fromkeys("013", f"int{bits}")
+
+
 def test_integer_kernels_are_read_from_the_runtime(net: nn.Module, task: Task, tmp_path: Path):
     card = artifact.build(quantize(net, task, calibration=16), task, tmp_path, recipe=None)
     kernels = {layer["name"]: layer["kernel"] for layer in card.layers if layer["kind"] != "other"}

@@ -102,9 +102,14 @@ class _Chain:
             return f"shared, {prod(codebook.dims)} values"
         if "BitShift" in self.operators:
             return "int1"
-        largest = max(self.constants, key=lambda constant: prod(constant.dims))
-        name = TensorProto.DataType.Name(largest.data_type).lower()
+        name = TensorProto.DataType.Name(self.weight.data_type).lower()
         return "float32" if name == "float" else name
+
+    @property
+    def weight(self) -> TensorProto:
+        """The largest constant; of a depthwise 1 x 1, the scale has as many values as the codes."""
+        floats = (TensorProto.FLOAT, TensorProto.DOUBLE)
+        return max(self.constants, key=lambda c: (prod(c.dims), c.data_type not in floats))
 
 
 def _chain(
@@ -128,8 +133,7 @@ def _chain(
 
 
 def _called(chain: _Chain) -> str:
-    largest = max(chain.constants, key=lambda constant: prod(constant.dims))
-    return largest.name.removesuffix(".weight")
+    return chain.weight.name.removesuffix(".weight")
 
 
 def _read_as_integers(optimized: ModelProto) -> set[str]:
