@@ -211,11 +211,11 @@ def test_bad_input_is_one_sentence(
     refused(penjing("unpack", tmp_path / "broken.penjing"), "broken.penjing")
     refused(penjing("bench", tmp_path / "none.onnx"), "none.onnx")
     train = ("train", factory, "--data", folder, *INPUT, "-o", tmp_path / "w.safetensors")
-    refused(penjing(*train, "--epochs", "0"), "--epochs should be greater than 0, found 0")
-    refused(penjing(*train, "--lr", "nan"), "--lr should be a finite number, found nan")
-    refused(
-        penjing(*train, "--batch-size", "0"), "--batch-size should be greater than or equal to 1"
-    )
+    refused(penjing(*train, "--epochs", "0"), "--epochs must be greater than 0, found 0")
+    refused(penjing(*train, "--lr", "nan"), "--lr must be a finite number, found nan")
+    refused(penjing(*train, "--batch-size", "0"), "--batch-size must be greater than or equal to 1")
+    compress = ("compress", factory, "--data", folder, *INPUT, *out)
+    refused(penjing(*compress, "--max-drop", "0"), "drop must be a positive number", "'0'")
     refused(penjing("report", tmp_path), "frontier.json")
 
 
@@ -338,7 +338,7 @@ def test_ctrl_c_in_a_training_says_that_it_resumes(folder: Path, tmp_path: Path)
     assert "Traceback" not in result.stderr
     assert (tmp_path / "w.checkpoint").exists()
     assert penjing(*command, "-o", tmp_path / "w.safetensors").returncode == 0
-    assert (tmp_path / "w.safetensors").exists()
+    assert (tmp_path / "w.safetensors").exists() and not (tmp_path / "w.checkpoint").exists()
 
 
 def card_of(lost: int, gained: int, images: int) -> artifact.Card:

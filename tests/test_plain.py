@@ -148,6 +148,10 @@ def test_the_model_given_stays_as_it_is() -> None:
     [
         (lambda: torch.jit.script(net(conv())), "TorchScript"),
         (lambda: net(nn.Conv2d(5, 8, 3)), r"cannot be run on an input of shape \[1, 3, 12, 12\]"),
+        (
+            lambda: net(conv()).half(),
+            r"are float16, expected float32: call \.float\(\) on the model",
+        ),
         (lambda: net(conv(), nn.Threshold(0, float("nan"))), "NaN"),
     ],
 )

@@ -256,8 +256,17 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("stages: [{techniques: [{shrink: {}}]}]", "no technique is called 'shrink'"),
-        ("stages: [{techniques: [{quantize: {weight_bits: 7}}]}]", "weight_bits"),
-        ("stages: [{techniques: [{quantize: {bits: 8}}]}]", "bits"),
+        (
+            "stages: [{techniques: [quantize: {bits: 8}]}]",
+            "quantize.bits: there is no such setting",
+        ),
+        ("stages: [{techniques: [prune_channels: {}]}]", "prune_channels.ratio: is missing"),
+        ("stages: [{techniques: [quantize: {weight_bits: 7}]}]", "must be 16, 8, .*, found 7$"),
+        ("stages: [{techniques: [prune_channels: {ratio: .nan}]}]", "less than 1, found nan$"),
+        (
+            "stages: [{techniques: [quantize: {calibration: a}]}]",
+            "must be a valid integer, found 'a'$",
+        ),
         ("stages: [{train: {epoch: 3}}]", "epoch"),
         ("- 1", "must hold a mapping"),
         ("a: [", "is not YAML"),

@@ -19,7 +19,7 @@ from penjing.cli_endings import StoppedError, resumable
 from penjing.cli_inputs import Inputs, Machine, Size, Weights, with_options
 from penjing.cli_output import print_json, print_rows, print_table, writable
 from penjing.cli_output import report as report_figures
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 from penjing.progress import say
 
 if TYPE_CHECKING:
@@ -105,10 +105,11 @@ def train(
     writable(output)
     net, task = inputs.load(new_head=True)
     settings = _train_settings(epochs=epochs, batch_size=batch_size, lr=lr)
-    result = training.train(
-        net, task, settings, checkpoint=output.with_suffix(".checkpoint"), progress=True
-    )
+    checkpoint = output.with_suffix(".checkpoint")
+    result = training.train(net, task, settings, checkpoint=checkpoint, progress=True)
     training.save_weights(net, output, task.preprocessing)
+    # It would hold up a training on other data.
+    checkpoint.unlink(missing_ok=True)
     figures: dict[str, Any] = {
         "weights": str(output),
         "epochs": result.epochs,
@@ -146,6 +147,8 @@ def compress(
     from penjing.deploy import artifact
 
     steps = _steps(recipe, max_size, max_drop)
+    if not steps.techniques:
+        say(f"recipe {steps.name!r} has no techniques: the file is the model as it is")
     writable(output / "card.json")
     net, task = inputs.load()
     guide = inputs.teacher(task, teacher, teacher_weights) if teacher else None
@@ -405,10 +408,8 @@ def _train_settings(**options: Any) -> TrainSettings:
     try:
         return TrainSettings(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}"
-        expected = first["msg"].removeprefix("Input ")
-        raise PenjingError(f"{option} {expected}, found {first['input']}") from error
+        place, reason = invalid(error)
+        raise PenjingError(f"--{place.replace('_', '-')} {reason}") from error
 
 
 def _show_study(study: Study, as_json: bool) -> None:

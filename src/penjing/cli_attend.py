@@ -13,7 +13,7 @@ from penjing.attention import MOST_EPOCHS, STEPS
 from penjing.cli_endings import resumable
 from penjing.cli_inputs import Machine, with_options
 from penjing.cli_output import print_json, print_table, report, writable
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 from penjing.progress import say
 
 if TYPE_CHECKING:
@@ -259,9 +259,8 @@ def _crops(path: Path) -> list[Crop]:
     except OSError as error:
         raise PenjingError(f"cannot read the crop {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "crop"
-        raise PenjingError(f"{path}: {place}: {first['msg']}") from error
+        place, reason = invalid(error)
+        raise PenjingError(f"{path}: {place or 'crop'}: {reason}") from error
     except (yaml.YAMLError, TypeError) as error:
         raise PenjingError(f"{path} must hold settings such as 'height: 48': {error}") from error
 

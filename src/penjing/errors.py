@@ -1,5 +1,12 @@
 """The one exception a user is meant to read."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class PenjingError(Exception):
     """Something the user can put right.
@@ -7,3 +14,17 @@ class PenjingError(Exception):
     The message is one sentence that names the layer, file or option, what was expected, what was
     found, and what to do. The command line prints it on standard error and exits with code 2.
     """
+
+
+def invalid(error: ValidationError) -> tuple[str, str]:
+    """The first setting that is invalid, by its dotted name, and what is wrong with it."""
+    first = error.errors()[0]
+    place, reason = ".".join(map(str, first["loc"])), first["msg"]
+    if first["type"] == "extra_forbidden":
+        return place, "there is no such setting"
+    if first["type"] == "missing":
+        return place, "is missing"
+    if first["type"] == "value_error":  # One of our own validators, in our own words.
+        return place, reason.removeprefix("Value error, ")
+    expected = reason.replace("Input should", "must").partition(", unable to")[0]
+    return place, f"{expected}, found {first['input']!r}"

@@ -365,7 +365,8 @@ def _run(model: nn.Module, example: Tensor) -> Any:
     except Exception as error:  # whatever foreign code raises
         raise PenjingError(
             f"the model {type(model).__name__} cannot be run on an input of shape "
-            f"{list(example.shape)} ({_first_line(error)}); give it the input that it takes."
+            f"{list(example.shape)} ({_first_line(error)}); "
+            f"{layers.misfit(model, 'give it the input that it takes')}."
         ) from error
 
 

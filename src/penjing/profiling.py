@@ -105,6 +105,8 @@ def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profi
     parameter = next(model.parameters(), None)
     device = example.device if parameter is None else parameter.device
     image = example[:1].detach().to(device).clone()
+    if parameter is not None and parameter.is_floating_point() and image.is_floating_point():
+        image = image.to(parameter.dtype)
     try:
         trace = _trace(model, image, FakeTensorMode(allow_non_fake_inputs=True))
     except (

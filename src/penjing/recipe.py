@@ -36,7 +36,7 @@ from pydantic import (
 from torch import nn
 
 from penjing import __version__, files, snapshot
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 from penjing.identity import UnidentifiedError
 from penjing.identity import of as hash_of
 from penjing.plain import plain
@@ -131,10 +131,8 @@ def parse(data: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise PenjingError(f"{where}: {place}: {message}") from error
+        place, reason = invalid(error)
+        raise PenjingError(f"{where}: {place}: {reason}") from error
     recipe.check()
     return recipe
 
@@ -279,6 +277,5 @@ def _technique(entry: Any) -> Technique:
     try:
         return known[name](**(settings or {}))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([name, *map(str, first["loc"])])
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+        place, reason = invalid(error)
+        raise ValueError(f"{name}.{place}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from penjing.deploy import exported_graph, measure
 from penjing.deploy.export import export, lower
+from penjing.deploy.exported_graph import exported
+from penjing.errors import PenjingError
 from penjing.tasks import Task
 from penjing.techniques import apply, techniques
 
@@ -116,3 +119,21 @@ def test_what_no_parameter_shows_is_part_of_the_structure(tmp_path: Path) -> Non
         model.conv.reset_parameters()
         export(model.eval(), IMAGE, tmp_path / f"{index}.onnx")
         assert measure.agreement(model, tmp_path / f"{index}.onnx", [IMAGE]).max_error < 1e-5
+
+
+class Deciding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:  # this line
+            x = x * 2
+        return x
+
+
+def test_the_line_that_cannot_be_exported_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    line = next(
+        n for n, t in enumerate(Path(__file__).read_text().splitlines(), 1) if "# this" in t
+    )
+    place = re.escape(f"change line {line} of {__file__}: if x.mean() > 0:")
+    with pytest.raises(PenjingError, match=f"data-dependent.*; {place}") as error:
+        exported(Deciding(), torch.ones(1, 3, 8, 8), 21)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")

@@ -148,6 +148,7 @@ def test_check_accepts_a_model_that_fits():
         (nn.Linear(3, 4), "does not take the task's input"),
         (nn.Conv2d(1, 4, 3), "does not take the task's input"),
         (nn.Identity(), r"expected \[1, 4\]"),
+        (nn.Conv2d(3, 4, 3).double(), r"its parameters are float64, expected float32"),
     ],
 )
 def test_check_refuses_a_model_that_does_not(model, message):

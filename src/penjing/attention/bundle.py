@@ -26,7 +26,7 @@ from penjing.attention.detector import Detector
 from penjing.attention.motion import Gate, Motion
 from penjing.attention.pipeline import LARGEST_MODEL, File, Module, Pipeline
 from penjing.deploy.timing import time_calls
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 from penjing.files import atomic
 
 PLAN, CARD, DETECTOR = "pipeline.json", "card.json", "detector.penjing"
@@ -203,9 +203,10 @@ def _plan(path: Path, members: dict[str, bytes]) -> Plan:
     try:
         plan = Plan.model_validate_json(members[PLAN])
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "document"
-        raise PenjingError(f"{path}: {PLAN}: {place}: {first['msg']}; save it again.") from error
+        place, reason = invalid(error)
+        raise PenjingError(
+            f"{path}: {PLAN}: {place or 'document'}: {reason:.200}; save it again."
+        ) from error
     if plan.model is not None and plan.model not in members:
         raise PenjingError(f"{path}: {plan.model} is missing from the bundle; save it again.")
     return plan

@@ -13,18 +13,24 @@ import functools
 import hashlib
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
+import onnxscript
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import penjing
 from penjing.errors import PenjingError
 
+LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "torch.export")
+"""They print programs and advice on how to change the exporter."""
 KEPT = 8
 """Structures whose graphs are kept; the last used ones."""
 TRANSPOSED = ".T"
@@ -117,7 +123,9 @@ def _bytes(value: object) -> bytes:
 def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     # An example of one image would fix the batch axis at one, another memory order its strides.
     pair = torch.cat([example, example]).contiguous()
-    with _exporting(type(model).__name__, tuple(example.shape)), torch.no_grad():
+    # Of a program that it cannot trace, the exporter prints what it has.
+    silent = contextlib.redirect_stderr(io.StringIO())
+    with _exporting(type(model).__name__, tuple(example.shape)), silent, torch.no_grad():
         return torch.export.export(
             model, (pair,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         )
@@ -244,28 +252,54 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _exporting(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
     """Keep the exporter's progress and notices off the user's terminal, and say in one sentence what
     it could not do."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # Attention in plain operators: what the exporter makes of the fused ones has other strides, on which
     # the views that were traced are impossible.
     attention = sdpa_kernel(SDPBackend.MATH)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), attention:
-        warnings.simplefilter("ignore")
+    with _quiet(), contextlib.redirect_stdout(io.StringIO()), attention:
         try:
             yield
         except Exception as error:  # whatever the exporter, or foreign code under it, raises
-            reason = _first_cause(error)
             raise PenjingError(
                 f"the model {kind} cannot be exported to ONNX for an input of shape {shape} "
-                f"({reason}); change the part of its forward that is named here."
+                f"({_first_cause(error)}); {_where(error)}."
             ) from error
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_cause(error: BaseException) -> str:
     """The first line of what the exporter wraps in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line[:300]}"
+    line = next(iter(str(_causes(error)[-1]).strip().splitlines()), "")
+    return f"{type(_causes(error)[-1]).__name__}: {line[:300]}"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """``error``, what caused it, what caused that, and so on."""
+    return [error] if error.__cause__ is None else [error, *_causes(error.__cause__)]
+
+
+def _where(error: BaseException) -> str:
+    """Which line of the model to change: the innermost one that is not the exporter's own."""
+    stacks = [traceback.extract_tb(cause.__traceback__) for cause in _causes(error)]
+    own = tuple(
+        str(Path(str(package.__file__)).parent) for package in (torch, onnxscript, ir, penjing)
+    )
+    lines = [frame for stack in stacks for frame in stack if not frame.filename.startswith(own)]
+    lines = [frame for frame in lines if frame.line]
+    if not lines:
+        return "change the part of its forward that is named here"
+    last = lines[-1]
+    return f"change line {last.lineno} of {last.filename}: {last.line}"

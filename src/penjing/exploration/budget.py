@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 
 BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
@@ -63,7 +63,7 @@ class Budget(BaseModel):
         try:
             super().__init__(**limits)
         except ValidationError as error:
-            raise PenjingError(f"budget: {error.errors()[0]['msg']}") from error
+            raise PenjingError(f"budget: {': '.join(invalid(error))}") from error
 
     @field_validator("size", mode="before")
     @classmethod

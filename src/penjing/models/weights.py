@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 from penjing.progress import say
 from penjing.tasks.preprocessing import Preprocessing
 
@@ -108,7 +108,7 @@ def stored_preprocessing(path: str | Path) -> Preprocessing | None:
         return None  # Said by whoever reads the weights.
     except ValidationError as error:
         raise PenjingError(
-            f"{path}: its metadata {PREPROCESSING!r} is damaged ({error.errors()[0]['msg']}); train "
+            f"{path}: its metadata {PREPROCESSING!r} is damaged ({': '.join(invalid(error))}); train "
             "the weights again."
         ) from error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, invalid
 from penjing.tasks.image_files import eight_bits
 
 LARGEST = 2**28
@@ -164,9 +164,8 @@ def adapted(known: Preprocessing | None, **given: Any) -> Preprocessing | None:
     try:
         return Preprocessing(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][:1])
-        reason = first["msg"].removeprefix("Value error, ")
+        place, reason = invalid(error)
+        field = place.partition(".")[0]
         raise PenjingError(
             f"The preprocessing is contradictory: {field and field + ': '}{reason}; change it."
         ) from error

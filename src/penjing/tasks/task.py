@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from penjing import identity
+from penjing import identity, layers
 from penjing.errors import PenjingError
 from penjing.tasks import divergence, outputs
 from penjing.tasks.augment import SHIFT
@@ -22,6 +22,7 @@ from penjing.tasks.preprocessing import Preprocessing
 SplitName = Literal["train", "validation", "test"]
 Loss = Callable[[Any, Tensor], Tensor]
 Score = Callable[[Any, Tensor], float]
+PREPROCESS = "give the preprocessing (size, channels) that the model was trained with"
 MISFITS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 """What models, losses and scores raise when they are given what they were not made for."""
 
@@ -217,8 +218,8 @@ class Task:
             output = outputs_of(model, iter([(images, target)]))[0]
         except (*MISFITS, AssertionError) as error:
             raise PenjingError(
-                f"The model does not take the task's input {shape} ({_reason(error)}); give the "
-                "preprocessing (size, channels) that the model was trained with."
+                f"The model does not take the task's input {shape} ({_reason(error)}); "
+                f"{layers.misfit(model, PREPROCESS)}."
             ) from error
         self._check_columns(output)
         if self.custom_score is not None:
