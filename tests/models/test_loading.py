@@ -106,7 +106,7 @@ def test_wrappers_around_a_users_model_are_taken_off(user_file, tmp_path):
     ("factory", "message"),
     [
         ("nett", "has no function nett"),
-        ("number", "returned a int, expected an nn.Module"),
+        ("number", "returned int, expected an nn.Module"),
         ("broken", "failed with KeyError"),
     ],
 )

@@ -112,3 +112,10 @@ def test_one_logit_of_two_classes_is_judged_as_two_logits():
     smooth = F.binary_cross_entropy_with_logits(logit, target * 0.8 + 0.1)
     torch.testing.assert_close(task.loss(logit, target, label_smoothing=0.2), smooth)
     assert math.isclose(float(task.divergence(logit, both).abs().max()), 0, abs_tol=1e-7)
+
+
+def test_rounding_makes_nothing_negative():
+    expected = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    output = expected + 1e-7 * torch.randn(500, 3, generator=torch.Generator().manual_seed(1))
+    assert divergence.of_scores(output, expected).min() < 0
+    assert task_of(3).divergence(output, expected).min() == 0

@@ -27,7 +27,7 @@ def test_batches_are_joined_and_numbers_stacked():
 
 
 def test_no_tensor_is_an_error_that_names_what_came():
-    with pytest.raises(PenjingError, match="NoneType without a tensor"):
+    with pytest.raises(PenjingError, match="returns no tensor, but NoneType"):
         outputs.tensors(None)
     with pytest.raises(PenjingError, match="expected the 2"):
         outputs.like((A, B), [A])

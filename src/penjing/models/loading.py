@@ -204,7 +204,7 @@ def _from_file(spec: str, **options: int) -> nn.Module:
     except Exception as error:
         raise PenjingError(f"{spec}: failed with {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
-        raise PenjingError(f"{spec}: returned a {type(model).__name__}, expected an nn.Module.")
+        raise PenjingError(f"{spec}: returned {type(model).__name__}, expected an nn.Module.")
     return model
 
 

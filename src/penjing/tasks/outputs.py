@@ -26,7 +26,7 @@ def tensors(output: Any) -> list[Tensor]:
     found = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
     if not found:
         raise PenjingError(
-            f"the model returns a {type(output).__name__} without a tensor; expected a tensor, or a "
+            f"the model returns no tensor, but {type(output).__name__}; expected a tensor, or a "
             "dict, tuple or list of tensors: change what its forward returns."
         )
     return found

@@ -204,7 +204,9 @@ class Task:
         divided by the variance of the expected ones.
         """
         pairs = zip(self.compared(output), self.compared(expected), strict=True)
-        return torch.stack([_divergence(found, wanted) for found, wanted in pairs]).sum(dim=0)
+        # Rounding makes a divergence of nothing negative.
+        each = [_divergence(found, wanted).clamp(min=0) for found, wanted in pairs]
+        return torch.stack(each).sum(dim=0)
 
     def check(self, model: nn.Module) -> None:
         """Raise PenjingError when ``model`` does not take this task's images, or the task's loss and

@@ -42,9 +42,10 @@ class ChooseGrids(InPlacePass):
     def _ranges(self, model: ir.Model, groups: list[Group]) -> list[tuple[float, float]]:
         """Smallest and largest value of each group's first value on the calibration images."""
         if not self.calibration:
+            others = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
             raise PenjingError(
-                f"export needs calibration images to find the range of {groups[0].values[0].name} "
-                f"and {len(groups) - 1} other results; pass calibration=task.calibration()."
+                f"export needs calibration images to find the range of {groups[0].values[0].name}"
+                f"{others}; pass calibration=task.calibration()."
             )
         probe = _with_ranges(model, [str(group.values[0].name) for group in groups])
         limits = np.array(runtime.run(probe, self.calibration), dtype=np.float64)
