@@ -105,7 +105,8 @@ def test_recipes_are_listed_and_printed(tmp_path: Path) -> None:
     result = penjing("recipes", "--json")
     names = [recipe["name"] for recipe in json.loads(result.stdout)]
     assert {"int8", "smallest"} <= set(names)
-    assert all(name in penjing("recipes").stdout for name in names)
+    listed = penjing("recipes").stdout
+    assert all(name in listed for name in names)
     (tmp_path / "mine.yaml").write_text(penjing("recipes", "smallest").stdout)
     assert load(tmp_path / "mine.yaml").to_dict() == load("smallest").to_dict()
     refused(penjing("recipes", "int9"), "int9", "int8", "smallest")
@@ -179,16 +180,10 @@ def test_explore_leaves_a_whole_study_and_goes_on(
     )
     assert len(again["points"]) > count
     assert again["elapsed_s"] >= study["elapsed_s"]
-
-
-def test_a_budget_that_nothing_meets_leaves_the_frontier(
-    folder: Path, factory: str, weights: Path, tmp_path: Path
-) -> None:
-    command = ("explore", factory, "--weights", weights, "--data", folder, *INPUT)
-    result = penjing(*command, "--max-size", "100B", "--trials", "2", "-o", tmp_path)
-    assert result.returncode == 2
-    assert "no point met the budget; the nearest is" in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
+    missed = penjing(*command, "--max-size", "100B", "--trials", "5", "-o", tmp_path)
+    assert missed.returncode == 2
+    assert "no point met the budget; the nearest is" in " ".join(missed.stderr.split())
+    assert "Traceback" not in missed.stderr
     assert json.loads((tmp_path / "frontier.json").read_text())["best"] is None
 
 

@@ -1,6 +1,7 @@
 """What is cut does nothing: the output stays; what does something stays."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -115,6 +116,12 @@ def test_numbers_of_channels_stay_round():
     torch.testing.assert_close(model(EXAMPLE), expected)
 
 
+@functools.cache
+def groups_of_resnet20() -> list[channels.Group]:
+    model = models.load("penjing:resnet20_cifar").eval()
+    return channels.groups(model, torch.zeros(1, 3, 32, 32))
+
+
 @settings(max_examples=10, deadline=None)
 @given(share=st.floats(0.9, 0.999), seed=st.integers(0, 99))
 @torch.no_grad()
@@ -125,7 +132,7 @@ def test_any_sparse_network_answers_as_before(share, seed):
         if isinstance(layer, nn.Conv2d):
             layer.weight *= torch.rand(layer.weight.shape, generator=random) > share
             layer.weight *= torch.rand(len(layer.weight), 1, 1, 1, generator=random) > 0.3
-    quiet(model, channels.groups(model, torch.zeros(1, 3, 32, 32)))
+    quiet(model, groups_of_resnet20())
     images = torch.randn(4, 3, 32, 32, generator=random)
     expected, before = model(images), sum(p.numel() for p in model.parameters())
     cut_idle(model, images[:1], round_to=1)

@@ -48,7 +48,7 @@ def detector(boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from penjing import attention
 
     folder = tmp_path_factory.mktemp("detector")
-    attention.train(boxes, folder=folder, budget=12_000, epochs=90)
+    attention.train(boxes, folder=folder, budget=12_000, epochs=40)
     return folder
 
 

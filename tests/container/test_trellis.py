@@ -82,7 +82,7 @@ def test_round_trip(shape, scale, seed):
         assert all(np.array_equal(left[k][c], same[k][c]) for k in left for c in left[k])
 
 
-@pytest.mark.parametrize("scale", [2.0, 4.0, 15.0])
+@pytest.mark.parametrize("scale", [2.0, 15.0])
 def test_walks_cost_what_their_grids_leave_open(scale):
     shape = (200, 500, 1)
     values = walk(shape, scale, np.random.default_rng(1))
