@@ -368,7 +368,9 @@ by 30 % of the parameters, and as they are. Each result is exported, its file co
 images, and its layers' formats and kernels read from the file and from ONNX Runtime's optimized graph.
 
 "yes" is a file that does what its model does. "float" counts the layers that run in float32 though 8-bit
-activations were asked for, or are stored so; the note says why. "rejected" is one sentence, below.
+activations were asked for, or are stored so; the note says why. Layers whose weights the model's own
+code reads instead of calling them run dequantized, since nothing sees their inputs. "rejected" is one
+sentence, below.
 
 Made by `{{command}}` on {cpu}, with PyTorch {torch} and ONNX Runtime {runtime}.
 
