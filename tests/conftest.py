@@ -13,9 +13,3 @@ from penjing import files
 def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test cuts the power, which is all that waiting for the disk guards against."""
     monkeypatch.setattr(files, "_flush_one", lambda path: None)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let ``-n`` keep tests of one ``xdist_group`` in one process, which makes their fixtures once."""
-    if getattr(config.option, "dist", "no") == "load":
-        config.option.dist = "loadgroup"

@@ -48,12 +48,5 @@ def detector(boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from penjing import attention
 
     folder = tmp_path_factory.mktemp("detector")
-    attention.train(boxes, folder=folder, budget=12_000, epochs=40)
+    attention.train(boxes, folder=folder, budget=12_000, epochs=25)
     return folder
-
-
-@pytest.hookimpl(tryfirst=True)  # before the groups become part of the names
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "detector" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("detector"))

@@ -73,7 +73,7 @@ def test_grey_images_get_a_grey_detector(boxes: Path, tmp_path: Path):
 
 def test_the_same_call_takes_what_is_there(detector: Path, boxes: Path):
     before = {p: p.stat().st_mtime for p in (detector / "cache").rglob("*.safetensors")}
-    card = attention.train(boxes, folder=detector, budget=12_000, epochs=40)
+    card = attention.train(boxes, folder=detector, budget=12_000, epochs=25)
     assert {p: p.stat().st_mtime for p in (detector / "cache").rglob("*.safetensors")} == before
     assert card.packed_bytes == (detector / "model.penjing").stat().st_size
 

@@ -84,12 +84,12 @@ def test_round_trip(shape, scale, seed):
 
 @pytest.mark.parametrize("scale", [2.0, 15.0])
 def test_walks_cost_what_their_grids_leave_open(scale):
-    shape = (200, 500, 1)
+    shape = (100, 500, 1)
     values = walk(shape, scale, np.random.default_rng(1))
     symbols = (values.ravel() + 128).astype(np.uint8)
     coded, _ = arithmetic.encode(symbols, shape, 128, "weights", {})
     assert coded[3] == arithmetic.DEPENDENT
-    grids = trellis.Path(200).follow(trellis.parities(values[:, coding_order(shape)]))
+    grids = trellis.Path(100).follow(trellis.parities(values[:, coding_order(shape)]))
     ideal = sum((grids == grid).mean() * _entropy(grid, scale) for grid in (0, 1))
     assert 0.99 * ideal < 8 * len(coded) / len(symbols) < 1.012 * ideal + 0.02
 

@@ -181,6 +181,7 @@ def test_the_process_imports_the_runtime_and_numpy_only() -> None:
 
 SCRIPT = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs with &
 print("main ran")
 import numpy as np
 from penjing.deploy import runtime_process
