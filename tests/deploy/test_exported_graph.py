@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from penjing.deploy import exported_graph, measure
 from penjing.deploy.export import export, lower
@@ -137,3 +138,9 @@ def test_the_line_that_cannot_be_exported_is_named(capfd: pytest.CaptureFixture[
         exported(Deciding(), torch.ones(1, 3, 8, 8), 21)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_line_of_another_package_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Permute([0, 2]))
+    with pytest.raises(PenjingError, match=r"of .*torchvision/ops/misc.py: return torch.permute"):
+        exported(net, torch.ones(1, 3, 8, 8), 21)

@@ -306,11 +306,9 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _where(error: BaseException) -> str:
     """Which line of the model to change: the innermost one that is not the exporter's own."""
     stacks = [traceback.extract_tb(cause.__traceback__) for cause in _causes(error)]
-    own = tuple(
-        str(Path(str(package.__file__)).parent) for package in (torch, onnxscript, ir, penjing)
-    )
-    lines = [frame for stack in stacks for frame in stack if not frame.filename.startswith(own)]
-    lines = [frame for frame in lines if frame.line]
+    own = {Path(str(package.__file__)).parent for package in (torch, onnxscript, ir, penjing)}
+    frames = [frame for stack in stacks for frame in stack if frame.line]
+    lines = [frame for frame in frames if own.isdisjoint(Path(frame.filename).parents)]
     if not lines:
         return "change the part of its forward that is named here"
     last = lines[-1]
