@@ -337,8 +337,9 @@ def _widths(layer: layers.Layer) -> tuple[int, int]:
 
 
 def _coupled_with(graph: Any, layer: nn.Module, widest: int) -> _Coupled | None:
-    """What goes with the outputs of ``layer``; nothing if a channel would have a higher number than
-    the ``widest`` layer has channels, since the library then misread how the channels are arranged.
+    """What goes with the outputs of ``layer``; nothing where the library cannot tell (grouped-query
+    attention), or misread how channels are arranged, so that one would have a higher number than the
+    ``widest`` layer has channels.
 
     ``get_pruning_group`` of the library follows all channels along all paths, of which attention that
     splits and joins its heads has no end. Here each channel leaves each place once.
@@ -354,7 +355,7 @@ def _coupled_with(graph: Any, layer: nn.Module, widest: int) -> _Coupled | None:
             reached = _mapped(edge, indices) if edge.is_triggered_by(cut) else []
             if not reached:
                 continue
-            if max(reached)[0] >= widest:
+            if any(index.root_idx is None or index.idx >= widest for index in reached):
                 return None
             place = edge.target, edge.handler
             known = found.places.setdefault(place, {})

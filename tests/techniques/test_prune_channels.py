@@ -1,4 +1,5 @@
 import copy
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -206,6 +207,25 @@ def test_paths_without_end(task):
     found = channels.groups(model, task.example)
     assert {"stem.0", "body.after.0"} == {group.root.layer for group in found}
     bake_exactly(model, PruneChannels(ratio=0.1), task)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "known"),
+    [
+        (lambda indices: indices, True),
+        # What Torch-Pruning gives for repeated heads, and for views that it misreads.
+        (lambda indices: [index._replace(root_idx=None) for index in indices], False),
+        (lambda indices: [index._replace(idx=index.idx * 4) for index in indices], False),
+    ],
+)
+def test_what_the_library_cannot_tell_is_not_pruned(mapping, known):
+    layer = nn.Conv2d(3, 8, 3)
+    reader = Mock(module=nn.Conv2d(8, 8, 3), dependencies=[])
+    edge = Mock(target=reader, handler="cut", index_mapping=[None, mapping])
+    graph = Mock(module2node={layer: Mock(module=layer, dependencies=[edge])})
+    graph.get_pruner_of_module().get_out_channels.return_value = 8
+    found = channels._coupled_with(graph, layer, widest=8)
+    assert (found is not None) == known
 
 
 @pytest.mark.parametrize("name", bodies())
