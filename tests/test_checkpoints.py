@@ -154,7 +154,9 @@ def test_killed_by_the_system_at_any_moment(task, tmp_path):
 
 
 def fill_the_disk(task: Task, path: Path) -> None:
-    # A limit on the size of files stands for the full disk: it takes no rights to set.
+    # A limit on the size of files stands for the full disk: it takes no rights to set. What pytest keeps
+    # of standard error is such a file, too, in which PyTorch's warnings would not fit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     with pytest.raises(PenjingError, match=r"c cannot be written: .*; free some space on the disk"):
         run(task, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import Permute
 
 from penjing.deploy import exported_graph, measure
@@ -144,3 +145,36 @@ def test_a_line_of_another_package_is_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Permute([0, 2]))
     with pytest.raises(PenjingError, match=r"of .*torchvision/ops/misc.py: return torch.permute"):
         exported(net, torch.ones(1, 3, 8, 8), 21)
+
+
+class Attention(nn.Module):
+    """Attention of queries with ``axes`` axes, those before heads being images and windows."""
+
+    def __init__(self, axes: int, mask: str) -> None:
+        super().__init__()
+        self.axes, self.mask, self.project = axes, mask, nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, :2].reshape(-1, 4, 16, 8)  # images, windows, tokens, width
+        query, key, value = self.project(tokens).chunk(3, -1)
+        if self.axes == 5:
+            heads = [one.unflatten(-1, (2, 4)).transpose(2, 3) for one in (query, key, value)]
+        else:
+            heads = [one.flatten(1, 2) for one in (query, key, value)]
+        count = heads[0].shape[-2]
+        mask = torch.ones(count, count, dtype=torch.bool).tril()
+        if self.mask == "by window":
+            mask = torch.stack([mask, mask.flip(0), mask, mask.T])[:, None]
+        extra = {} if self.mask == "none" else {"attn_mask": mask}
+        return F.scaled_dot_product_attention(*heads, **extra).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "mask"),
+    [(3, "none"), (3, "one"), (5, "none"), (5, "one"), (5, "by window")],
+)
+def test_attention_of_any_number_of_axes(axes: int, mask: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Attention(axes, mask).eval(), torch.randn(3, 3, 16, 16)
+    export(model, images[:1], tmp_path / "a.onnx")
+    assert measure.agreement(model, tmp_path / "a.onnx", [images]).distance < 1e-5

@@ -18,13 +18,16 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import onnxscript
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 import penjing
 from penjing.errors import PenjingError
@@ -125,10 +128,36 @@ def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     pair = torch.cat([example, example]).contiguous()
     # Of a program that it cannot trace, the exporter prints what it has.
     silent = contextlib.redirect_stderr(io.StringIO())
-    with _exporting(type(model).__name__, tuple(example.shape)), silent, torch.no_grad():
+    exporting = _exporting(type(model).__name__, tuple(example.shape))
+    with exporting, silent, torch.no_grad(), _AttentionOfFourAxes():
         return torch.export.export(
             model, (pair,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         )
+
+
+class _AttentionOfFourAxes(TorchFunctionMode):
+    """Attention as of ``[images, heads, tokens, width]``, the only form that the exporter knows."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        attend: Any = F.scaled_dot_product_attention
+        if func is not attend or args[0].dim() == 4:
+            return func(*args, **kwargs)
+        query, _, value = args[:3]
+        if args[3:]:
+            kwargs["attn_mask"] = args[3]
+        mask = kwargs.get("attn_mask")
+        if query.dim() > 4 and mask is not None and mask.dim() > 2:
+            lead = (*query.shape[:-2], *mask.shape[-2:])
+            kwargs["attn_mask"] = mask.expand(lead).flatten(0, -4)
+        made = attend(*(_with_four_axes(one) for one in args[:3]), *args[4:], **kwargs)
+        return made.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _with_four_axes(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, -4) if tensor.dim() > 4 else tensor[(None,) * (4 - tensor.dim())]
 
 
 @functools.cache
