@@ -11,8 +11,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
-_SERVER = get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = get_context("forkserver")
+"""Forks of it can train; those of a process in which autograd has started threads cannot."""
+SERVER.set_forkserver_preload(
     ["command_line", "penjing.cli", "penjing.exploration", "penjing.report", "penjing.training"]
 )
 
@@ -22,9 +23,7 @@ def penjing(*arguments: object, env: Mapping[str, str] | None = None) -> Complet
     words = ["penjing", *map(str, arguments)]
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _SERVER.Process(
-            target=_run, args=(words, {**os.environ, **(env or {})}, out, err)
-        )
+        process = SERVER.Process(target=_run, args=(words, {**os.environ, **(env or {})}, out, err))
         process.start()
         process.join()
         assert process.exitcode is not None

@@ -9,7 +9,6 @@ import resource
 import signal
 import sys
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from command_line import SERVER
 from penjing import training
 from penjing.errors import PenjingError
 from penjing.tasks import Task, from_arrays
@@ -145,7 +145,7 @@ def test_killed_by_the_system_at_any_moment(task, tmp_path):
     chance, kills = random.Random(0), 0
     for _ in range(12):
         calls = chance.randrange(1_000, 60_000)
-        process = get_context("fork").Process(target=attempt, args=(task, tmp_path / "c", calls))
+        process = SERVER.Process(target=attempt, args=(task, tmp_path / "c", calls))
         process.start()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
@@ -154,9 +154,7 @@ def test_killed_by_the_system_at_any_moment(task, tmp_path):
 
 
 def fill_the_disk(task: Task, path: Path) -> None:
-    # A limit on the size of files stands for the full disk: it takes no rights to set. What pytest keeps
-    # of standard error is such a file, too, in which PyTorch's warnings would not fit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # A limit on the size of files stands for the full disk: it takes no rights to set.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     with pytest.raises(PenjingError, match=r"c cannot be written: .*; free some space on the disk"):
         run(task, path)
@@ -168,7 +166,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(task, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(task, tmp_path / "c")
     before = (tmp_path / "c").read_bytes()
-    process = get_context("fork").Process(target=fill_the_disk, args=(task, tmp_path / "c"))
+    process = SERVER.Process(target=fill_the_disk, args=(task, tmp_path / "c"))
     process.start()
     process.join()
     assert process.exitcode == 0 and (tmp_path / "c").read_bytes() == before
