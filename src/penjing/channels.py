@@ -358,14 +358,15 @@ def _coupled_with(graph: Any, layer: nn.Module, widest: int) -> _Coupled | None:
             if any(index.root_idx is None or index.idx >= widest for index in reached):
                 return None
             place = edge.target, edge.handler
-            known = found.places.setdefault(place, {})
-            new = {i.idx: i.root_idx for i in reversed(reached) if i.idx not in known}
-            known |= dict(reversed(new.items()))
-            found.ties |= {
-                (known[i.idx], i.root_idx) for i in reached if known[i.idx] != i.root_idx
-            }
+            known, new = found.places.setdefault(place, {}), []
+            for index in reached:
+                if index.idx not in known:
+                    known[index.idx] = index.root_idx
+                    new.append(index)
+                elif known[index.idx] != index.root_idx:
+                    found.ties.add((known[index.idx], index.root_idx))
             if new:
-                stack.append((place, [_Index(i, known[i]) for i in reversed(new)]))
+                stack.append((place, new))
     return found
 
 

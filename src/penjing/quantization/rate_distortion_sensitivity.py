@@ -78,9 +78,7 @@ def sensitivities(
     known = {}
     for name, one in seen.items():
         if name in wide and name not in moments:
-            continue  # its weight is read, but it is never called
-        if name in wide and name not in moments:
-            continue  # No patch of its input: such a layer gets the finest grid.
+            continue  # Never called, or on inputs without a patch: it gets the finest grid.
         if name in wide:
             level = _level(moments[name])[:, 0]
             height, width = _outputs(wide[name]), moments[name].shape[-1]
