@@ -58,6 +58,17 @@ REFUSED = {
     ("compress_weights", "penalize_entropy"),
 }
 PAIRS = list(itertools.permutations(SETTINGS, 2))
+RUNS = [
+    pytest.param(
+        *pair,
+        together,
+        id="-".join([*pair, "together" if together else "apart"]),
+        # One order trained together, the other one after the other; the slow half has all.
+        marks=() if together == (pair[0] < pair[1]) or pair in REFUSED else pytest.mark.slow,
+    )
+    for pair in PAIRS
+    for together in (False, True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +124,7 @@ def test_the_pairs_are_of_all_techniques_there_are() -> None:
     assert {name for name in techniques() if name != "distill"} == set(SETTINGS)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["one-after-the-other", "trained-together"])
-@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize(("first", "second", "together"), RUNS)
 def test_every_ordered_pair_runs_and_deploys_or_is_refused(
     first: str, second: str, together: bool, model: nn.Module, task: Task, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def largest(net: nn.Module, task: Task) -> float:
         return float(net(task.example).abs().max())
 
 
+@pytest.mark.slow
 def test_a_torchvision_net_holds_only_integer_kernels(large_task: Task, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = torchvision.models.mobilenet_v2(weights=None, width_mult=0.35).eval()

@@ -54,7 +54,7 @@ def file_bytes(net: nn.Module, task: Task, folder: Path) -> int:
     return container.pack(folder / "a.onnx", folder / "a.penjing")
 
 
-@pytest.mark.parametrize("size", [2_000, 5_000])
+@pytest.mark.parametrize("size", [2_000, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_the_file_is_no_larger_and_the_score_stays(
     size: int, net: nn.Module, task: Task, tmp_path: Path
 ) -> None:
@@ -143,7 +143,8 @@ class StopError(Exception):
 def test_an_interrupted_training_comes_to_the_same_weights(
     net: nn.Module, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = {"techniques": [{"penalize_entropy": {"max_bytes": 4_000}}], "train": TRAIN}
+    training = TRAIN | {"epochs": 2}
+    stage = {"techniques": [{"penalize_entropy": {"max_bytes": 4_000}}], "train": training}
     steps = recipe.parse({"stages": [stage]})
     whole = recipe.compress(net, task, steps)
     step = PenalizeEntropy.step
@@ -164,7 +165,7 @@ def test_an_interrupted_training_comes_to_the_same_weights(
 
 def test_biases_of_few_bits_go_with_it(net: nn.Module, task: Task, tmp_path: Path) -> None:
     entries = [{"penalize_entropy": {"max_bytes": 3_000}}, {"round_biases": {"bits": 4}}]
-    steps = recipe.parse({"stages": [{"techniques": entries, "train": TRAIN}]})
+    steps = recipe.parse({"stages": [{"techniques": entries, "train": TRAIN | {"epochs": 2}}]})
     found = recipe.compress(net, task, steps)
     for layer in compressible(found).values():
         coarse = 2**10 * layer.bias.detach()
