@@ -19,8 +19,8 @@ import results
 from frontier import CACHE, SHARED, named, need, penjing, row
 from penjing import container, models, recipe, tasks
 from penjing.container.streams import Coder
-from penjing.deploy import measure
-from penjing.deploy.export import export
+from penjing.devices import measurement
+from penjing.targets.onnxruntime.export import export
 
 ROOT = Path(__file__).parents[1]
 FOLDER = CACHE / "deep-compression"
@@ -120,7 +120,7 @@ def _measured(model: nn.Module, task: tasks.Task, coder: Coder) -> tuple[int, fl
     export(model, task.example, file, calibration=task.calibration(64))
     size = container.pack(file, packed, coder)
     container.unpack(packed, back)
-    validation, test = (1 - measure.score(back, task, part) for part in ("validation", "test"))
+    validation, test = (1 - measurement.score(back, task, part) for part in ("validation", "test"))
     print(f"{size} bytes, error {validation:.4f} validation, {test:.4f} test", file=sys.stderr)
     return size, test
 

@@ -23,11 +23,12 @@ from rapidocr_onnxruntime import RapidOCR
 
 import results
 from frontier import CACHE, SHARED, need, penjing, row, unpack
-from penjing.attention import Crop, Detector, Motion, Pipeline, coco
+from penjing.attention import Crop, Detector, Motion, Pipeline
 from penjing.attention.crop import jittered, learn
 from penjing.attention.frames import read
-from penjing.deploy import runtime_onnxruntime as runtime
-from penjing.deploy.timing import time_calls
+from penjing.targets.onnxruntime import runtime
+from penjing.targets.timing import time_calls
+from penjing.tasks import coco
 
 HOME = CACHE / "plates"
 MODELS = Path(rapidocr_onnxruntime.__file__).parent / "models"

@@ -33,8 +33,8 @@ from frontier import CACHE, SHARED, named, need, row, unpack
 from int8 import IMAGES, PREPROCESSING, efficientnet_lite0
 from nncodec_curve import Answers, Curve
 from penjing import container, models
-from penjing.deploy import measure
-from penjing.deploy.export import export
+from penjing.devices import measurement
+from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Task, from_arrays, load
 from penjing.techniques.compress_weights import compress_weights
 from penjing.techniques.factorize import factorize
@@ -184,13 +184,13 @@ def file_outputs(model: nn.Module, task: Task, work: str) -> tuple[Tensor, Tenso
     export(model, task.example, graph(work))
     container.pack(graph(work), packed)
     container.unpack(packed, graph(work))
-    return measure.outputs(graph(work), task, "test")
+    return measurement.outputs(graph(work), task, "test")
 
 
 def graph_outputs(model: nn.Module, task: Task, work: str) -> Tensor:
     """The same of a net that is not packed, without targets."""
     export(model, task.example, graph(work))
-    return measure.outputs(graph(work), task, "test")[0]
+    return measurement.outputs(graph(work), task, "test")[0]
 
 
 def graph(work: str) -> Path:

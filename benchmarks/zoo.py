@@ -95,7 +95,7 @@ def _import() -> None:
     """Import once what every net's process needs."""
     import torch
 
-    for module in ("timm", "torch.onnx", "penjing.recipe", "penjing.deploy.artifact"):
+    for module in ("timm", "torch.onnx", "penjing.recipe", "penjing.devices.artifact"):
         importlib.import_module(module)
     torch.set_num_threads(1)  # threads do not survive a fork
 
@@ -256,17 +256,17 @@ def _with_statistics(model, task):
 def _judged(model, task, step: dict) -> dict:
     """What the file of the compressed model is like."""
     from penjing import recipe
-    from penjing.deploy import artifact, measure
-    from penjing.deploy import runtime_onnxruntime as runtime
-    from penjing.deploy.export import lower
-    from penjing.deploy.stored_layers import stored_layers
+    from penjing.devices import artifact, measurement
+    from penjing.targets.onnxruntime import runtime
+    from penjing.targets.onnxruntime.export import lower
+    from penjing.targets.onnxruntime.stored_layers import stored_layers
 
     stages = [{"techniques": [step]}] if step else []
     small = recipe.compress(model, task, recipe.parse({"stages": stages}))
     with tempfile.TemporaryDirectory() as folder:
         path, batches = Path(folder, "model.onnx"), task.calibration(16, batch_size=8)
         lowered = lower(small, task.example, path, calibration=batches)
-        agreement = measure.agreement(small, path, batches)
+        agreement = measurement.agreement(small, path, batches)
         artifact.check_agreement(small, agreement, batches)
         layers = stored_layers(path, lowered.places, runtime.optimized(path)).values()
     floats = sum(not layer.integer for layer in layers)

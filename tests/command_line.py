@@ -14,7 +14,13 @@ from tempfile import TemporaryDirectory
 SERVER = get_context("forkserver")
 """Forks of it can train; those of a process in which autograd has started threads cannot."""
 SERVER.set_forkserver_preload(
-    ["command_line", "penjing.cli", "penjing.exploration", "penjing.report", "penjing.training"]
+    [
+        "command_line",
+        "penjing.cli.main",
+        "penjing.exploration",
+        "penjing.report",
+        "penjing.training",
+    ]
 )
 
 
@@ -31,7 +37,7 @@ def penjing(*arguments: object, env: Mapping[str, str] | None = None) -> Complet
 
 
 def _run(words: list[str], env: dict[str, str], out: Path, err: Path) -> None:
-    from penjing import cli
+    from penjing.cli import main
 
     os.environ.clear()
     os.environ.update(env)
@@ -39,6 +45,6 @@ def _run(words: list[str], env: dict[str, str], out: Path, err: Path) -> None:
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     try:
-        cli.main()
+        main.main()
     finally:
         atexit._run_exitfuncs()  # a forked process leaves without

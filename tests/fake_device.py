@@ -124,7 +124,9 @@ def fake_device() -> Iterator[torch.device]:
         mock.patch("torch.Generator", _Generator),
         mock.patch("torch.tensor", _tensor),
         # A mode of PyTorch's for shapes without values, which does not know the tensors here.
-        mock.patch("penjing.profiling.FakeTensorMode", side_effect=UnsupportedOperatorException(0)),
+        mock.patch(
+            "penjing.net.profiling.FakeTensorMode", side_effect=UnsupportedOperatorException(0)
+        ),
         mock.patch("torch.onnx.export", _outside(torch.onnx.export)),
         _FakeDevice(),
     ):

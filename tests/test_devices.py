@@ -13,7 +13,7 @@ from torch import nn
 
 from fake_device import FakeDeviceTensor, fake_device
 from penjing import recipe as recipes
-from penjing.deploy import artifact, measure
+from penjing.devices import artifact, measurement
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques import techniques
 from penjing.training import TrainSettings, seconds_per_epoch, train
@@ -131,7 +131,7 @@ def test_an_artifact_is_built_of_a_model_that_is_there(
         there = recipes.compress(net().to(device), task, steps)
         card = artifact.build(there, task, tmp_path / "there", recipe=steps.to_dict())
         batches = task.calibration(32)
-        agreement = measure.agreement(there, tmp_path / "there" / "model.onnx", batches)
+        agreement = measurement.agreement(there, tmp_path / "there" / "model.onnx", batches)
     artifact.build(recipes.compress(net(), task, steps), task, tmp_path / "here", recipe=None)
     assert card.export_top1_agreement == agreement.top1 == 1.0
     files = [(tmp_path / place / "model.onnx").read_bytes() for place in ("there", "here")]

@@ -8,7 +8,8 @@ import pytest
 import typer
 import yaml
 
-from penjing import cli, recipe
+from penjing import recipe
+from penjing.cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -32,7 +33,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("document", "line"), commands())
 def test_commands_parse(document: str, line: str):
     """As typed: commands, options and their values, and whatever must be given; nothing is run."""
-    command, words = typer.main.get_command(cli.app), shlex.split(re.split(r"\s[#>]", line)[0])[1:]
+    command, words = typer.main.get_command(main.app), shlex.split(re.split(r"\s[#>]", line)[0])[1:]
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     with command.make_context(command.name, words):

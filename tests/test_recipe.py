@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from penjing import recipe as recipes
-from penjing.deploy.export import export
-from penjing.deploy.runtime_onnxruntime import run
 from penjing.errors import PenjingError
 from penjing.recipe import Recipe, compress
 from penjing.recipes import shipped
+from penjing.targets.onnxruntime.export import export
+from penjing.targets.onnxruntime.runtime import run
 from penjing.tasks import Task, from_arrays
 from penjing.techniques import techniques
 

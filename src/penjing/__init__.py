@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from penjing.container import inspect, pack, unpack
-    from penjing.deploy.export import export
     from penjing.errors import PenjingError
     from penjing.exploration import Budget, Study
     from penjing.exploration.search import explore
     from penjing.models import load as load_model
-    from penjing.profiling import profile
+    from penjing.net.profiling import profile
     from penjing.recipe import Recipe, compress
     from penjing.recipe import load as load_recipe
+    from penjing.targets.onnxruntime.export import export
     from penjing.tasks import Task, from_arrays
     from penjing.tasks import load as load_task
     from penjing.training import TrainSettings, train
@@ -33,14 +33,14 @@ _HOME = {
     "TrainSettings": "training",
     "compress": "recipe",
     "explore": "exploration",
-    "export": "deploy.export",
+    "export": "targets.onnxruntime.export",
     "from_arrays": "tasks",
     "inspect": "container",
     "load_model": "models:load",
     "load_recipe": "recipe:load",
     "load_task": "tasks:load",
     "pack": "container",
-    "profile": "profiling",
+    "profile": "net.profiling",
     "train": "training",
     "unpack": "container",
 }

@@ -35,11 +35,12 @@ from pydantic import (
 )
 from torch import nn
 
-from penjing import __version__, files, snapshot
+from penjing import __version__, files
 from penjing.errors import PenjingError, invalid
 from penjing.identity import UnidentifiedError
 from penjing.identity import of as hash_of
-from penjing.plain import plain
+from penjing.net import snapshot
+from penjing.net.plain import plain
 from penjing.progress import say
 from penjing.recipes import read
 from penjing.tasks import Task
@@ -159,7 +160,7 @@ def compress(
 
     Raises:
         PenjingError: the recipe's order is invalid, the cache cannot be written, the model cannot be
-            brought into plain form (``penjing.plain``), or a technique cannot be used on it.
+            brought into plain form (``penjing.net.plain``), or a technique cannot be used on it.
     """
     recipe.check()
     keys = _keys(model, task, recipe, teacher if teacher is not None else model, cache)

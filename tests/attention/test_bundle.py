@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from penjing import PenjingError, attention
-from penjing.attention import Crop, Detector, Motion, Pipeline, bundle, coco
+from penjing.attention import Crop, Detector, Motion, Pipeline, bundle
 from penjing.attention.frames import read
 from penjing.container.streams import number
+from penjing.tasks import coco
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from penjing import container
 from penjing.attention.decoding import Decoding, decode
 from penjing.attention.pixel_input import PixelInput
-from penjing.deploy import runtime_onnxruntime as runtime
-from penjing.deploy.export import export
 from penjing.models.heat_map import heat_map
+from penjing.targets.onnxruntime import runtime
+from penjing.targets.onnxruntime.export import export
 
 HEIGHT, WIDTH = 12, 20
 

@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from penjing import PenjingError
-from penjing.attention import Detector, coco, metrics
+from penjing.attention import Detector
 from penjing.attention.frames import read, to_input
+from penjing.tasks import coco, detection_metrics
 
 
 def test_it_finds_the_rectangles(detector: Path, boxes: Path):
@@ -18,7 +19,9 @@ def test_it_finds_the_rectangles(detector: Path, boxes: Path):
     images = coco.read(boxes)
     size = np.array([96, 96, 96, 96])
     found = [find(read(image.path)) for image in images]
-    recall, _ = metrics.recall_at(found, [image.boxes[:, :4] * size for image in images], 0.25)
+    recall, _ = detection_metrics.recall_at(
+        found, [image.boxes[:, :4] * size for image in images], 0.25
+    )
     assert recall > 0.8
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from penjing import PenjingError
-from penjing.attention import coco
 from penjing.attention.images import BoxImages
+from penjing.tasks import coco
 
 
 def bright_box(pixels: np.ndarray) -> np.ndarray:

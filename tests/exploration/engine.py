@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from penjing.deploy.artifact import Card
+from penjing.devices.artifact import Card
 from penjing.exploration import search
 from penjing.exploration.study import SAVED
 from penjing.tasks import Task, from_arrays

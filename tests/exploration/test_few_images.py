@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from penjing.deploy.artifact import Card
+from penjing.devices.artifact import Card
 from penjing.exploration import Budget, Point, Study
 from penjing.tasks.interval import error_of, exact_bounds, fewest_images
 

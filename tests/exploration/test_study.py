@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penjing.deploy.artifact import Card
+from penjing.devices.artifact import Card
 from penjing.errors import PenjingError
 from penjing.exploration import Budget, Point, Study
 

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.quantization import grids, patches
+from penjing.net import patches
+from penjing.quantization import grids
 from penjing.quantization.error_compensation import compensated, eliminate, output_error
 
 

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
-from penjing.quantization import statistics
+from penjing.net import layers, observation
 from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs, sharpen
 
@@ -16,7 +15,7 @@ def test_outputs_get_their_means_and_spread_back(scales: int) -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5)).eval()
     images = torch.randn(32, 3, 8, 8)
     found = layers.compressible(net)
-    known = statistics.collect(net, found, [images], moments=False)
+    known = observation.collect(net, found, [images], moments=False)
     with torch.no_grad():
         before = net[0](images)
         net[0].weight.mul_(0.8).add_(0.02 * torch.randn_like(net[0].weight))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from penjing.layers import compressible
+from penjing.net.layers import compressible
 from penjing.quantization import rate_distortion, rate_distortion_sensitivity
 from penjing.quantization.error_compensation import eliminate
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity, refined, sensitivities

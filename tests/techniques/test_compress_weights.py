@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from penjing import container
 from penjing.container import trellis
-from penjing.deploy.export import export
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
-from penjing.layers import compressible
+from penjing.net.layers import compressible
+from penjing.net.norms import fold_batch_norm
+from penjing.net.patches import coding_order
 from penjing.quantization import rate_distortion
-from penjing.quantization.patches import coding_order
+from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.compress_weights import CompressWeights, compress_weights
 from penjing.techniques.round_biases import RoundBiases

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from penjing.errors import PenjingError
-from penjing.profiling import profile
+from penjing.net.profiling import profile
 from penjing.tasks import from_arrays
 from penjing.techniques.factorize import Factorize, Spectrum, factorize, truncated_svd, tucker2
 

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from penjing import container, recipe
-from penjing.deploy import measure
-from penjing.deploy.export import export
+from penjing.devices import measurement
 from penjing.errors import PenjingError
-from penjing.idle_channels import cut_idle
-from penjing.layers import compressible
+from penjing.net.dead_channels import cut_idle
+from penjing.net.layers import compressible
 from penjing.quantization import rate_model
+from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Task, evaluate, from_arrays
 from penjing.techniques.penalize_entropy import PenalizeEntropy, _bits, _rounded
 from penjing.training import TrainSettings, train
@@ -62,7 +62,7 @@ def test_the_file_is_no_larger_and_the_score_stays(
     assert 0.8 * size < file_bytes(found, task, tmp_path) <= size
     graph = tmp_path / "a.onnx"
     container.unpack(tmp_path / "a.penjing", graph)
-    assert measure.score(graph, task, "validation") >= evaluate(net, task, "validation") - 0.03
+    assert measurement.score(graph, task, "validation") >= evaluate(net, task, "validation") - 0.03
     assert_grids_have_scales_of_few_bits(found)
     if size == 2_000:
         assert_channels_without_weights_are_cut(net, found, task)

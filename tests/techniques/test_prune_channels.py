@@ -8,10 +8,10 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from penjing import channels
 from penjing.errors import PenjingError
-from penjing.layers import IntegerWeights, compressible
-from penjing.profiling import profile
+from penjing.net import channels
+from penjing.net.layers import IntegerWeights, compressible
+from penjing.net.profiling import profile
 from penjing.tasks import from_arrays
 from penjing.techniques.factorize import Factorize
 from penjing.techniques.prune_channels import PruneChannels, prune_channels

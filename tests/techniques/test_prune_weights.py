@@ -7,10 +7,10 @@ from torch import nn
 
 from penjing import recipe
 from penjing.errors import PenjingError
-from penjing.layers import compressible
+from penjing.net.layers import compressible
 from penjing.tasks import from_arrays
 from penjing.techniques.prune_weights import PruneWeights, lamp, prune_weights
-from penjing.techniques.schedule import cubic
+from penjing.training.schedule import cubic
 
 
 @pytest.fixture(scope="module")

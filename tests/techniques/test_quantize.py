@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penjing import layers
 from penjing.errors import PenjingError
-from penjing.layers import IntegerWeights
+from penjing.net import layers
+from penjing.net.layers import IntegerWeights
 from penjing.tasks import Task, from_arrays
 from penjing.techniques.quantize import Quantize, quantize
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PenjingError
-from penjing.layers import compressible
+from penjing.net.layers import compressible
 from penjing.tasks import Task, from_arrays
 from penjing.techniques.compress_weights import compress_weights
 from penjing.techniques.factorize import factorize

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
+    from penjing.attention.build import train
     from penjing.attention.bundle import load, save
     from penjing.attention.crop import Crop
     from penjing.attention.detector import Detector
     from penjing.attention.motion import Motion
     from penjing.attention.pipeline import Found, Pipeline
-    from penjing.attention.training import train
 
 __all__ = ["Crop", "Detector", "Found", "Motion", "Pipeline", "load", "save", "train"]
 

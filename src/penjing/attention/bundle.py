@@ -25,9 +25,9 @@ from penjing.attention.crop import Crop
 from penjing.attention.detector import Detector
 from penjing.attention.motion import Gate, Motion
 from penjing.attention.pipeline import LARGEST_MODEL, File, Module, Pipeline
-from penjing.deploy.timing import time_calls
 from penjing.errors import PenjingError, invalid
 from penjing.files import atomic
+from penjing.targets.timing import time_calls
 
 PLAN, CARD, DETECTOR = "pipeline.json", "card.json", "detector.penjing"
 LARGEST = {
@@ -228,7 +228,7 @@ def _model_file(pipeline: Pipeline, folder: Path) -> Path | None:
         )
     import torch
 
-    from penjing.deploy.export import export
+    from penjing.targets.onnxruntime.export import export
 
     crop = pipeline.crops[0]
     example = torch.zeros(1, crop.channels, crop.height, crop.width or 0)

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 from penjing.attention.detector import METADATA
 from penjing.attention.loss import LARGEST_LOG, boxes_of
-from penjing.deploy import initializers
+from penjing.targets.onnxruntime import initializers
 
 SLOTS = 64
 """Detections an image has at most."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from penjing import container
 from penjing.attention.frames import check, to_input
-from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.errors import PenjingError
+from penjing.targets.onnxruntime import runtime
 
 METADATA = "penjing.threshold"
 """Key of the file's metadata that holds the score from which an object counts as found."""

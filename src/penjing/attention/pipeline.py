@@ -15,8 +15,8 @@ from penjing.attention.detector import onnx_bytes
 from penjing.attention.frames import check
 from penjing.attention.motion import Gate, Motion
 from penjing.attention.tracker import Tracker
-from penjing.deploy import runtime_onnxruntime as runtime
 from penjing.errors import PenjingError
+from penjing.targets.onnxruntime import runtime
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from penjing.deploy import initializers
+from penjing.targets.onnxruntime import initializers
 
 
 class PixelInput(InPlacePass):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.attention.metrics import overlaps
+from penjing.tasks.detection_metrics import overlaps
 
 Frame = NDArray[np.uint8]
 Boxes = NDArray[np.float32]

@@ -26,15 +26,15 @@ import torch
 from torch import nn
 
 from penjing import files, report
-from penjing.deploy import artifact, measure
-from penjing.deploy.comparison import Original
+from penjing.devices import artifact, measurement
+from penjing.devices.comparison import Original
 from penjing.errors import PenjingError
 from penjing.exploration.attempt import TooLongError, attempt, blamed, reason_of
 from penjing.exploration.budget import Budget, describe
 from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
 from penjing.exploration.effort import Effort, Phase
 from penjing.exploration.study import BASELINE, Contribution, Point, Study, alone
-from penjing.plain import plain
+from penjing.net.plain import plain
 from penjing.progress import Bar, bar, say
 from penjing.recipe import Recipe, compress, identity, parse
 from penjing.tasks import Task, interval, outputs_of
@@ -444,7 +444,7 @@ class _Search:
     def test(self, point: Point) -> None:
         file, baseline = self.study.folder / point.folder / "model.onnx", self.study.baseline
         if point is baseline:
-            point.test_score = measure.score(file, self.task, "test", form=self.form)
+            point.test_score = measurement.score(file, self.task, "test", form=self.form)
             point.test_drop = point.test_drop_low = point.test_drop_high = 0.0
             return
         found = self.original.compared(file, "test", trained=True)

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from penjing import files
-from penjing.deploy.artifact import Card
+from penjing.devices.artifact import Card
 from penjing.errors import PenjingError
 from penjing.exploration import attempt
 from penjing.exploration.budget import Budget

@@ -19,16 +19,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from penjing import layers
-from penjing.layers import Layer
-from penjing.quantization.grids import WeightQuantizer
-from penjing.quantization.statistics import (
+from penjing.net import layers
+from penjing.net.layers import Layer
+from penjing.net.observation import (
     LayerStatistics,
     channel_statistics,
     evaluating,
     hooked,
     per_channel,
 )
+from penjing.quantization.grids import WeightQuantizer
 from penjing.tasks import outputs
 from penjing.tasks.divergence import columns
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from penjing.container import streams
 from penjing.container.arithmetic import Memory
 from penjing.container.planes import Content, element_type
-from penjing.layers import Layer
-from penjing.quantization import dependent_rounding, error_compensation, grids, patches
+from penjing.net import patches
+from penjing.net.layers import Layer
+from penjing.quantization import dependent_rounding, error_compensation, grids
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
 
 _WIDEST = {8: 100, 16: 20_000}

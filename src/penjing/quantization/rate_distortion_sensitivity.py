@@ -22,16 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.layers import Layer, original, set_original
+from penjing.net import patches
+from penjing.net.layers import Layer, original, set_original
+from penjing.net.observation import channel_statistics, evaluating, hooked, per_channel
 from penjing.progress import shown
-from penjing.quantization import patches
 from penjing.quantization.error_compensation import Elimination, eliminate
-from penjing.quantization.statistics import (
-    channel_statistics,
-    evaluating,
-    hooked,
-    per_channel,
-)
 from penjing.tasks import outputs
 from penjing.tasks.divergence import columns, of_scores
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.layers import Layer
+from penjing.net.layers import Layer
 
 LARGEST_PAIR = 128
 

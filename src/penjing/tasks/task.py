@@ -13,8 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from penjing import identity, layers
+from penjing import identity
 from penjing.errors import PenjingError
+from penjing.net import layers
 from penjing.tasks import divergence, outputs
 from penjing.tasks.augment import SHIFT
 from penjing.tasks.preprocessing import Preprocessing

@@ -10,17 +10,17 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
-from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
-from penjing.layers import IntegerWeights, Layer
-from penjing.quantization import rate_distortion, rate_distortion_sensitivity, statistics
+from penjing.net import layers, observation
+from penjing.net.layers import IntegerWeights, Layer
+from penjing.net.norms import fold_batch_norm
+from penjing.net.observation import LayerStatistics, evaluating
+from penjing.quantization import rate_distortion, rate_distortion_sensitivity
 from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs, sharpen
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
-from penjing.quantization.statistics import LayerStatistics, evaluating
+from penjing.targets.onnxruntime.export import packed_bytes
 from penjing.tasks import Task, interval, outputs_of
 from penjing.tasks.interval import Comparison
 from penjing.tasks.task import SplitName
@@ -97,7 +97,7 @@ class CompressWeights(Technique):
         known = rate_distortion_sensitivity.sensitivities(
             model, found, batches[:-1] or batches, classifies=task.custom_loss is None
         )
-        outputs = statistics.collect(model, found, [some], moments=False)
+        outputs = observation.collect(model, found, [some], moments=False)
         self._search = _Search(layers.copied(model), task, known, outputs, some, batches[-1])
         self._search.refine(self._search.distortion(self, roughly=True))
         self._choose(model, dependent=True)

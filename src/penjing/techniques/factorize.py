@@ -17,11 +17,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from penjing import layers
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
+from penjing.net import layers
+from penjing.net.norms import fold_batch_norm
+from penjing.net.observation import channel_axis, evaluating, hooked
 from penjing.progress import shown
-from penjing.quantization.statistics import channel_axis, evaluating, hooked
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
 

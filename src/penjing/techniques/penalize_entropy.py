@@ -11,15 +11,15 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import channels, idle_channels, layers
-from penjing.channels import Group
 from penjing.container import arithmetic
-from penjing.deploy.export import packed_bytes
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
-from penjing.layers import IntegerWeights, Layer
+from penjing.net import channels, dead_channels, layers
+from penjing.net.channels import Group
+from penjing.net.layers import IntegerWeights, Layer
+from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids, rate_distortion, rate_model
 from penjing.quantization.rate_distortion import GridWeights
+from penjing.targets.onnxruntime.export import packed_bytes
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique
 
@@ -147,7 +147,7 @@ class PenalizeEntropy(Technique):
         pressure = self._pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
             pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
-            idle_channels.quiet(model, self._groups)
+            dead_channels.quiet(model, self._groups)
         if any(float(pressure.progress) < look <= progress for look in LOOKS):
             self._rest(model)
         now = math.log2(float(pressure.honest) * self._spent)
@@ -225,7 +225,7 @@ class PenalizeEntropy(Technique):
             same = found[names[layer]]
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
-        idle_channels.cut_idle(finished, self._task.example.to(integers.device))
+        dead_channels.cut_idle(finished, self._task.example.to(integers.device))
         return packed_bytes(finished, self._task.example)
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
@@ -234,7 +234,7 @@ class PenalizeEntropy(Technique):
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
         fold_batch_norm(model, self._task.example.to(integers.device))
-        idle_channels.quiet(model, self._groups)
+        dead_channels.quiet(model, self._groups)
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)
 

@@ -11,13 +11,13 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import channels, layers
-from penjing.channels import Group, Slice
 from penjing.errors import PenjingError
-from penjing.profiling import profile
+from penjing.net import channels, layers
+from penjing.net.channels import Group, Slice
+from penjing.net.profiling import profile
 from penjing.tasks import Task, outputs
-from penjing.techniques.schedule import cubic
 from penjing.techniques.technique import Technique, apply
+from penjing.training.schedule import cubic
 
 MOST_REMOVED = 0.9
 """Largest share of one group's channels that goes, so that no layer becomes a bottleneck."""

@@ -13,11 +13,11 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
 from penjing.errors import PenjingError
+from penjing.net import layers
 from penjing.tasks import Task
-from penjing.techniques.schedule import cubic
 from penjing.techniques.technique import Technique, apply
+from penjing.training.schedule import cubic
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 UPDATES = 100

@@ -10,16 +10,16 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
-from penjing.layers import CodebookWeights, IntegerWeights, Layer
-from penjing.quantization import grids, patches
+from penjing.net import layers, patches
+from penjing.net.layers import CodebookWeights, IntegerWeights, Layer
+from penjing.net.norms import fold_batch_norm
+from penjing.net.observation import LayerStatistics, Observer, collect
+from penjing.quantization import grids
 from penjing.quantization.error_compensation import compensated
 from penjing.quantization.grids import InputQuantizer, WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
-from penjing.quantization.statistics import LayerStatistics, Observer, collect
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
 

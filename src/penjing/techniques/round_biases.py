@@ -9,9 +9,9 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
+from penjing.net import layers
+from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply

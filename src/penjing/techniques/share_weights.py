@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing import layers
 from penjing.errors import PenjingError
-from penjing.folding import fold_batch_norm
-from penjing.layers import CodebookWeights, Layer
+from penjing.net import layers
+from penjing.net.layers import CodebookWeights, Layer
+from penjing.net.norms import fold_batch_norm
 from penjing.tasks import Task
 from penjing.techniques.technique import Technique, apply
 

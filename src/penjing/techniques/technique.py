@@ -9,8 +9,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from penjing.idle_channels import cut_idle
-from penjing.plain import plain
+from penjing.net.dead_channels import cut_idle
+from penjing.net.plain import plain
 from penjing.tasks import Task
 
 

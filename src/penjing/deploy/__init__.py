@@ -1,1 +1,0 @@
-"""From a compressed model to the file a device runs, and what that file measures."""

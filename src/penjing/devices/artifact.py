@@ -1,0 +1,281 @@
+"""What is deployed: the ONNX file, its packed form, and a card with their measurements."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onnx_ir.passes import InPlacePass
+from pydantic import Field
+from torch import Tensor, nn
+
+from penjing import container
+from penjing.devices import measurement
+from penjing.devices.comparison import Original
+from penjing.errors import PenjingError
+from penjing.net import layers
+from penjing.net.plain import plain
+from penjing.net.profiling import LayerProfile, profile
+from penjing.quantization.grids import InputQuantizer
+from penjing.targets.onnxruntime import runtime
+from penjing.targets.onnxruntime.export import lower
+from penjing.targets.onnxruntime.stored_layers import StoredLayer, floats_sentence, stored_layers
+from penjing.tasks import Task, outputs_of
+from penjing.tasks.interval import Comparison
+
+CALIBRATION = 128
+"""Training images for the ranges of the exported graph and the comparison with PyTorch."""
+FARTHEST = 1e-3
+"""Largest distance (``measurement.Agreement``) of a file that computes in float from its model; the
+zoo's files (docs/zoo.md) are 3e-4 away at most."""
+FEW_ROUNDINGS, ROUNDINGS, UNLIKE = 0.05, 3.0, 1.2
+"""With 8-bit activations the file rounds results that the model does not, about as many as the model
+does: it may be off by so many times what the model's own rounding does to its outputs, but by 0.05 in
+any case, and never by 1.2: outputs that have nothing to do with each other are 1.4 apart."""
+PACKAGES = ("penjing", "torch", "onnxruntime", "numpy")
+
+
+class Card(Comparison):
+    """What an artifact is and what it measured, in the runtime, on this machine, and how it compares
+    with the reference file, if there is one.
+
+    Attributes:
+        name: of the recipe.
+        recipe: as a dictionary; None when the model was made otherwise.
+        params, macs: of one image.
+        onnx_bytes, packed_bytes: sizes of ``model.onnx`` and ``model.penjing``.
+        latency_ms, latency_p10_ms, latency_p90_ms: of one image, on ``threads`` threads.
+        reference_latency_ms: of the reference file, timed in turns with this one.
+        peak_rss_bytes: of a process that does nothing but run ``model.onnx``.
+        score, split: the task's score of ``model.onnx`` and the split it was taken on.
+        export_max_error, export_distance, export_top1_agreement: between ``model.onnx`` and the
+            PyTorch model, as in ``measurement.Agreement``. Of a file with finishing passes: of the
+            graph before them.
+        kernels: how often each operator occurs in the runtime's optimized graph.
+        notes: what does not run on the integers it is stored in.
+        layers: name, kind, shape (of the weight), params, macs, format, kernel, sparsity. The
+            format of the weights is read from ``model.onnx``, the kernel (``int8`` or ``float32``)
+            from the runtime's optimized graph.
+        figures: what else was measured on the split, by name.
+    """
+
+    name: str
+    recipe: dict[str, Any] | None = None
+    params: int
+    macs: int
+    onnx_bytes: int
+    packed_bytes: int
+    latency_ms: float
+    latency_p10_ms: float
+    latency_p90_ms: float
+    reference_latency_ms: float | None = None
+    peak_rss_bytes: int
+    score: float
+    split: str
+    export_max_error: float
+    export_distance: float = 0.0
+    export_top1_agreement: float
+    kernels: dict[str, int] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    layers: list[dict[str, Any]] = Field(default_factory=list)
+    figures: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    cpu: str = ""
+    threads: int = 1
+
+
+def build(
+    model: nn.Module,
+    task: Task,
+    folder: Path,
+    *,
+    recipe: dict[str, Any] | None,
+    split: str = "validation",
+    reference: Original | None = None,
+    finish: Sequence[InPlacePass] = (),
+    figures: Callable[[Path], dict[str, float]] | None = None,
+    threads: int = 1,
+) -> Card:
+    """Write ``model.onnx``, ``model.penjing`` and ``card.json`` to ``folder`` (made if missing).
+
+    Args:
+        model: a baked model, on any device.
+        recipe: how it was made.
+        split: on which the file is scored.
+        reference: the original's file: timed in turns with this one, and compared with it image by
+            image.
+        finish: passes that run on the exported graph at the end.
+        figures: more measurements of ``model.onnx``, for the card.
+        threads: of the runtime, for the latency.
+
+    Raises:
+        PenjingError: the model cannot be exported, the runtime cannot run it, or the file's outputs are
+            not the model's. Nothing is kept then.
+    """
+    parameter = next(model.parameters(), task.example)
+    model = plain(model, task.example.to(parameter.device)).cpu()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
+        card = _made(model, task, Path(place), recipe, split, reference, finish, figures, threads)
+        for name in ("model.onnx", "model.penjing"):
+            Path(place, name).replace(folder / name)
+    write(card, folder)
+    return card
+
+
+def _made(
+    model: nn.Module,
+    task: Task,
+    folder: Path,
+    recipe: dict[str, Any] | None,
+    split: str,
+    reference: Original | None,
+    finish: Sequence[InPlacePass],
+    figures: Callable[[Path], dict[str, float]] | None,
+    threads: int,
+) -> Card:
+    path, packed = folder / "model.onnx", folder / "model.penjing"
+    batches = task.calibration(CALIBRATION)
+    lowered = lower(model, task.example, path, calibration=batches)
+    agreement = measurement.agreement(model, path, batches)
+    check_agreement(model, agreement, batches)
+    if finish:
+        lowered = lower(model, task.example, path, calibration=batches, finish=finish)
+    form = outputs_of(model, task.batches("train", 1, limit=1))[0]
+    costs = profile(model, task.example)
+    optimized = runtime.optimized(path)
+    stored = stored_layers(path, lowered.places, optimized)
+    floats = floats_sentence(stored.values())
+    return Card(
+        name=str((recipe or {}).get("name", type(model).__name__)),
+        recipe=recipe,
+        params=costs.params,
+        macs=costs.macs,
+        onnx_bytes=path.stat().st_size,
+        packed_bytes=container.pack(path, packed),
+        **_measurements(task, path, split, reference, form, threads, _trains(recipe)),
+        kernels=dict(Counter(node.op_type for node in optimized.graph.node)),
+        export_max_error=agreement.max_error,
+        export_distance=agreement.distance,
+        export_top1_agreement=agreement.top1,
+        figures=figures(path) if figures else {},
+        notes=[*([floats] if floats else []), *lowered.notes],
+        layers=[_describe(model, layer, stored) for layer in costs.layers],
+        versions={package: metadata.version(package) for package in PACKAGES},
+        cpu=cpu(),
+        threads=threads,
+    )
+
+
+def check_agreement(
+    model: nn.Module, agreement: measurement.Agreement, batches: Sequence[Tensor]
+) -> None:
+    """Raise ``PenjingError`` where a file with this ``agreement`` on ``batches`` (float32 ``[N, ...]``)
+    does not do what ``model`` does."""
+    rounding = _rounding(model, batches)
+    limit = FARTHEST
+    if rounding is not None:
+        limit = min(max(FEW_ROUNDINGS, ROUNDINGS * rounding), UNLIKE)
+    if agreement.distance <= limit:
+        return
+    advice = "report it as a fault of the export, and deploy the model as it was"
+    if rounding is not None:
+        advice = "leave activations in float (activation_bits: null), since 8 bits are too few here"
+    raise PenjingError(
+        f"the ONNX file of {type(model).__name__} disagrees with the model: on training images its "
+        f"outputs are off by {agreement.distance:.1%} of their spread, at most {limit:.1%} is "
+        f"expected of rounding; {advice}."
+    )
+
+
+def _rounding(model: nn.Module, batches: Sequence[Tensor]) -> float | None:
+    """How far the outputs of ``model`` are from what they are without its 8-bit activations; None
+    where it has none."""
+    exact = copy.deepcopy(model)
+    found = [
+        m
+        for m in exact.modules()
+        if isinstance(getattr(m, "input_quantizer", None), InputQuantizer)
+    ]
+    if not found:
+        return None
+    for module in found:
+        module.input_quantizer = nn.Identity()
+    return measurement.distance(exact, model, batches)
+
+
+def write(card: Card, folder: Path) -> None:
+    """Write ``card`` to ``folder`` as ``card.json``."""
+    (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def original(model: nn.Module, task: Task, folder: Path) -> Original:
+    """The file in ``folder``, where ``build`` has put ``model``, as a reference for others."""
+    form = outputs_of(model, task.batches("train", 1, limit=1))[0]
+    return Original(folder / "model.onnx", task, form)
+
+
+def _trains(recipe: dict[str, Any] | None) -> bool:
+    """Whether a model made by ``recipe`` may have learned from training images' labels."""
+    return recipe is None or any("train" in stage for stage in recipe.get("stages", []))
+
+
+def _measurements(
+    task: Task,
+    path: Path,
+    split: str,
+    reference: Original | None,
+    form: Any,
+    threads: int,
+    trained: bool,
+) -> dict[str, Any]:
+    timed = measurement.latency([path, *([reference.path] if reference else [])], threads=threads)
+    found = measurement.outputs(path, task, split, form=form)
+    compared = (
+        reference.compared_outputs(path, split, found, trained=trained) if reference else None
+    )
+    return {
+        **(compared.model_dump() if compared else {}),
+        "latency_ms": timed[0].median_ms,
+        "latency_p10_ms": timed[0].p10_ms,
+        "latency_p90_ms": timed[0].p90_ms,
+        "reference_latency_ms": timed[1].median_ms if reference else None,
+        "peak_rss_bytes": measurement.peak_rss(path),
+        "score": float(task.score(*found)),
+        "split": split,
+    }
+
+
+def _describe(
+    model: nn.Module, layer: LayerProfile, stored: dict[str, StoredLayer]
+) -> dict[str, Any]:
+    module = layers.compressible(model).get(layer.name)
+    weight = module.weight.detach() if module is not None else None
+    found = stored.get(layer.name)
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "shape": list(weight.shape) if weight is not None else layer.shape,
+        "params": layer.params,
+        "macs": layer.macs,
+        "format": found.format if found else "float32",
+        "kernel": "int8" if found and found.integer else "float32",
+        "sparsity": float((weight == 0).double().mean()) if weight is not None else 0.0,
+    }
+
+
+def cpu() -> str:
+    """The processor's name as the system gives it, with the number of cores seen."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0].partition(":")[2].strip() if names else name
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,209 @@
+"""A process that runs files in ONNX Runtime for ``isolated``, and nothing else.
+
+It imports the runtime and NumPy only, so that the memory it takes is what a device needs, and
+whatever the runtime does to it (a crash, all memory, no end) happens to one job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from penjing.errors import PenjingError
+from penjing.targets.onnxruntime import feeds, runtime
+from penjing.targets.onnxruntime.messages import receive, send
+from penjing.targets.timing import time_calls
+
+Stream = IO[bytes]
+Job = dict[str, Any]
+
+
+def serve() -> None:
+    """Fork a process for each job that the socket on standard input brings, until it is closed.
+
+    A message with a file descriptor is a job: its process talks over that descriptor, and the
+    answer is the process's number. A message with such a number ends that process: the answer is
+    its exit code, negative for the signal that killed it.
+    """
+    np.random.default_rng()  # what every timing would import
+    control = socket.socket(fileno=0)
+    running: set[int] = set()
+    try:
+        while _served(control, running):
+            pass
+    finally:
+        for pid in running:
+            _end(pid)
+
+
+def _served(control: socket.socket, running: set[int]) -> bool:
+    """Answer one message; False at the end of them."""
+    message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
+    if not message:
+        return False
+    if descriptors:
+        answer = _fork(control, descriptors[0])
+        running.add(answer)
+    else:
+        answer = _end(int(message))
+        running.discard(int(message))
+    control.send(str(answer).encode())
+    return True
+
+
+def work(reader: Stream, writer: Stream) -> None:
+    """Do the job that ``reader`` brings and answer on ``writer``."""
+    job, arrays = receive(reader)
+    try:
+        JOBS[job["kind"]](job, _opened(job, arrays), reader, writer)
+    except PenjingError as error:
+        send(writer, {"error": str(error)})
+    except MemoryError:
+        send(writer, {"error": f"There is not enough memory to run {_names(job)}."})
+
+
+def work_alone() -> None:
+    """Do one job over standard input and output."""
+    with os.fdopen(os.dup(1), "wb") as writer:
+        os.dup2(2, 1)  # whatever prints is kept out of the messages
+        work(sys.stdin.buffer, writer)
+
+
+def _fork(control: socket.socket, descriptor: int) -> int:
+    pid = os.fork()
+    if pid:
+        os.close(descriptor)
+        return pid
+    try:
+        control.close()
+        _die_first()
+        with os.fdopen(descriptor, "rb") as reader, os.fdopen(os.dup(descriptor), "wb") as writer:
+            work(reader, writer)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _end(pid: int) -> int:
+    os.kill(pid, signal.SIGKILL)  # without effect where it has ended: it is there until waited for
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _die_first() -> None:
+    """When memory runs out, let Linux kill this process and not the one that waits for it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _opened(job: Job, arrays: list[np.ndarray]) -> list[_Opened]:
+    contents = iter(arrays)
+    return [_Opened(file, file["path"] or next(contents).tobytes(), job) for file in job["files"]]
+
+
+class _Opened:
+    """A file of a job in the runtime."""
+
+    def __init__(self, file: dict[str, Any], source: str | bytes, job: Job) -> None:
+        self.name, self.shapes, self.source = file["name"], file["shapes"], source
+        self.limit_s, self.threads = job["limit_s"], job["threads"]
+
+    def load(self) -> ort.InferenceSession:
+        with _at_most(self.limit_s):
+            return runtime.session(self.source, self.threads, name=self.name)
+
+    def call(self) -> Callable[[], object]:
+        """A function that runs the file once on ``feeds.feeds``; it has been called before."""
+        opened = self.load()
+        self.feeds = feeds.feeds(opened, self.shapes, self.name)
+        run = feeds.runner(opened, self.feeds)
+        with _at_most(self.limit_s), runtime.naming(self.name):
+            run()
+        return run
+
+
+def _run(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
+    """The outputs of each batch that comes, until none comes."""
+    (file,) = files
+    opened = file.load()
+    send(writer, {})
+    while True:
+        try:
+            _, arrays = receive(reader)
+        except EOFError:
+            return
+        with _at_most(file.limit_s), runtime.naming(file.name):
+            found = opened.run(None, feeds.feed(opened, arrays[0], file.name))
+        send(writer, {}, runtime.arrays(found, file.name))
+
+
+def _time(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
+    # No limit on the timing itself: once each file has run, its length is known, and has one.
+    calls = [file.call() for file in files]
+    with runtime.naming(_names(job)):
+        timed = time_calls(calls, **job["timing"])
+    shapes = [{name: list(value.shape) for name, value in file.feeds.items()} for file in files]
+    send(writer, {"timed": [asdict(row) for row in timed], "shapes": shapes})
+
+
+def _names(job: Job) -> str:
+    return ", ".join(file["name"] for file in job["files"])
+
+
+def _peak(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
+    (file,) = files
+    run = file.call()
+    with _at_most(file.limit_s), runtime.naming(file.name):
+        run(), run()
+    send(writer, {"peak": _peak_bytes()})
+
+
+def _optimize(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
+    """Write the graph as the runtime has optimized it."""
+    (file,) = files
+    with _at_most(file.limit_s):
+        runtime.session(file.source, name=file.name, optimized=Path(job["target"]))
+    send(writer, {})
+
+
+JOBS: dict[str, Callable[[Job, list[_Opened], Stream, Stream], None]] = {
+    "run": _run,
+    "time": _time,
+    "peak": _peak,
+    "optimize": _optimize,
+}
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """End this process by SIGALRM, even inside the runtime, when that takes longer."""
+    if math.isinf(seconds) or not hasattr(signal, "setitimer"):
+        yield
+        return
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux a new process starts with its parent's peak.
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
