@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from penjing.net.input_quantizer import InputQuantizer
 from penjing.quantization import grids
-from penjing.quantization.grids import InputQuantizer, WeightQuantizer
+from penjing.quantization.grids import WeightQuantizer
 
 WEIGHTS = st_numpy.arrays(
     np.float32,

@@ -22,7 +22,7 @@ from penjing.devices import artifact, measurement
 from penjing.devices.artifact import Card
 from penjing.errors import PenjingError
 from penjing.models.heat_map import COARSEST, LARGEST_SIDE, SMALLEST_SIDE, HeatMapNet, member
-from penjing.quantization.grids import InputQuantizer
+from penjing.net.input_quantizer import InputQuantizer
 from penjing.recipe import Recipe, Stage
 from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Preprocessing, Task, coco, detection_metrics, outputs_of

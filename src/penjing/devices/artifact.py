@@ -21,9 +21,9 @@ from penjing.devices import measurement
 from penjing.devices.comparison import Original
 from penjing.errors import PenjingError
 from penjing.net import layers
+from penjing.net.input_quantizer import InputQuantizer
 from penjing.net.plain import plain
 from penjing.net.profiling import LayerProfile, profile
-from penjing.quantization.grids import InputQuantizer
 from penjing.targets.onnxruntime import runtime
 from penjing.targets.onnxruntime.export import lower
 from penjing.targets.onnxruntime.stored_layers import StoredLayer, floats_sentence, stored_layers

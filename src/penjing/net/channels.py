@@ -76,13 +76,6 @@ Removal = Sequence[tuple[Group, Tensor]]
 """Groups with the units to remove, bool ``[group.units]``."""
 
 
-def is_depthwise(layer: nn.Module) -> bool:
-    """Whether each output channel of the convolution reads its own input channel alone."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return False
-    return 1 < layer.groups == layer.in_channels == layer.out_channels
-
-
 def groups(model: nn.Module, example: Tensor) -> list[Group]:
     """The groups of channels of ``model`` that can be removed without changing anything else.
 
@@ -200,7 +193,7 @@ def _cut_layer(layer: Any, side: Side, gone: Tensor) -> None:
 
 
 def _cut_outputs(layer: Any, left: Tensor) -> None:
-    depthwise = is_depthwise(layer)
+    depthwise = layers.is_depthwise(layer)
     _shrink(layer, "weight", layer.weight[left])
     if layer.bias is not None:
         _shrink(layer, "bias", layer.bias[left])
@@ -410,7 +403,7 @@ def _group(graph: Any, coupled: _Coupled, names: dict[nn.Module, str]) -> Group 
         if target not in names or not _can_be_cut(target):
             return None
         incoming = graph.is_in_channel_pruning_fn(cut)
-        reads = incoming and isinstance(target, layers.Layer) and not is_depthwise(target)
+        reads = incoming and isinstance(target, layers.Layer) and not layers.is_depthwise(target)
         indices = torch.tensor([list(units), list(units.values())])
         pieces.append(Slice(names[target], "in" if reads else "out", indices[0], indices[1]))
     modules = {name: module for module, name in names.items()}
@@ -447,7 +440,11 @@ def _tied(
 def _merge(tie: Tensor, piece: Slice, layer: nn.Module) -> None:
     """Give the units whose channels of ``piece`` have to go together the same number."""
     place = piece.channels
-    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer):
+    if (
+        isinstance(layer, nn.Conv1d | nn.Conv2d)
+        and layer.groups > 1
+        and not layers.is_depthwise(layer)
+    ):
         width = layer.in_channels if piece.side == "in" else layer.out_channels
         place = place % (width // layer.groups)
     lowest = torch.full((int(place.max()) + 1,), len(tie))

@@ -87,7 +87,7 @@ def _has_empty(layer: layers.Layer) -> bool:
 def _makers(model: nn.Module, group: Group) -> list[Slice]:
     def makes(piece: Slice) -> bool:
         layer = channels.leaving(model, piece.layer)
-        return isinstance(layer, layers.Layer) and not channels.is_depthwise(layer)
+        return isinstance(layer, layers.Layer) and not layers.is_depthwise(layer)
 
     return [piece for piece in group.slices if piece.side == "out" and makes(piece)]
 

@@ -66,6 +66,13 @@ def misfit(model: nn.Module, otherwise: str) -> str:
     return f"its parameters are {found}, expected float32: call .float() on the model first"
 
 
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether each output channel of the convolution reads its own input channel alone."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return False
+    return 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
 def is_sparse(layer: Layer) -> bool:
     """Whether zeros of ``layer`` are meant: it is marked ``sparse``, or a parametrization on its weights
     gives zeros."""

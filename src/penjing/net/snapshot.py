@@ -19,9 +19,8 @@ from torch.nn.utils import parametrize
 
 from penjing import files
 from penjing.errors import PenjingError
-from penjing.net import layers
-from penjing.quantization.grids import InputQuantizer
-from penjing.techniques.quantize import quantize_input
+from penjing.net import input_quantizer, layers
+from penjing.net.input_quantizer import InputQuantizer
 
 VERSION = 1
 TENSORS, STRUCTURE = "model.safetensors", "structure.json"
@@ -158,7 +157,9 @@ def _restore(
         values = tensors[f"{name}.weight_format.values"]
         module.weight_format = kind(made["bits"], values)  # type: ignore[assignment]
     if "input_quantizer" in entry:
-        _quantize_input(module, entry["input_quantizer"]["bits"])
+        quantizer = InputQuantizer(0.0, 1.0, entry["input_quantizer"]["bits"])
+        quantizer.freeze()  # its grid is among the tensors that follow
+        input_quantizer.put_on(module, quantizer)
 
 
 def _built(name: str, entry: dict[str, Any]) -> nn.Module:
@@ -197,11 +198,3 @@ def _resize(
             value = torch.empty_like(saved, device=device)
             parameter = key in module._parameters
             setattr(module, key, nn.Parameter(value) if parameter else value)
-
-
-def _quantize_input(module: nn.Module, bits: int) -> None:
-    """Give ``module`` a fixed input quantizer, whose grid is among the tensors that follow."""
-    quantizer = InputQuantizer(0.0, 1.0, bits)
-    quantizer.freeze()
-    module.input_quantizer = quantizer
-    module.register_forward_pre_hook(quantize_input, with_kwargs=True)

@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-SMALLEST_SCALE = 1e-12
-SMALLEST_INPUT_SCALE = 1e-8
-"""For inputs that are always zero. Integer kernels refuse very unequal scales."""
+from penjing.net.input_quantizer import SMALLEST_SCALE, Round, ScaledGradient
 
 IN_CACHE = 1 << 16
 """Weights that are tried together: each is read a hundred times."""
@@ -30,7 +28,7 @@ def to_codes(steps: Tensor, bits: int) -> Tensor:
     """
     low, high = limits(bits)
     inside = steps.clamp(low, high)
-    return _Sign.apply(inside) if bits == 1 else _Round.apply(inside)
+    return _Sign.apply(inside) if bits == 1 else Round.apply(inside)
 
 
 def choose_scale(weight: Tensor, bits: int) -> Tensor:
@@ -91,57 +89,13 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         gain = (weight[0].numel() * limits(self.bits)[1]) ** -0.5
-        scale = _ScaledGradient.apply(self.positive_scale(), gain)
+        scale = ScaledGradient.apply(self.positive_scale(), gain)
         scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
         return to_codes(weight / scale, self.bits) * scale
 
     def positive_scale(self) -> Tensor:
         """The scale as used, shaped like ``scale``: a learned one must not reach zero."""
         return self.scale.abs().clamp_min(SMALLEST_SCALE)
-
-
-class InputQuantizer(nn.Module):
-    """Puts a layer's input on ``scale * (integer - zero_point)`` with unsigned ``bits``-bit integers.
-
-    ``scale`` and ``zero_point`` are scalars; 0.0 is always on the grid. The scale learns until
-    ``freeze``.
-    """
-
-    def __init__(self, low: float, high: float, bits: int) -> None:
-        super().__init__()
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / (2**bits - 1), SMALLEST_INPUT_SCALE)
-        self.bits = bits
-        self.scale = nn.Parameter(torch.tensor(scale))
-        self.zero_point: Tensor
-        self.register_buffer("zero_point", torch.tensor(float(round(-low / scale))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        low = -float(self.zero_point)
-        high = 2**self.bits - 1 + low
-        scale = self.scale.abs().clamp_min(SMALLEST_SCALE)
-        if not torch.is_grad_enabled():
-            return x.div(scale).clamp_(low, high).round_().mul_(scale)
-        gain = (x[0].numel() * 2**self.bits) ** -0.5
-        scale = _ScaledGradient.apply(scale, gain)
-        return _Round.apply((x / scale).clamp(low, high)) * scale
-
-    def freeze(self) -> None:
-        """Stop learning: the scale becomes a buffer."""
-        if "scale" in self._parameters:
-            scale = self.scale.detach().abs().clamp_min(SMALLEST_SCALE)
-            del self.scale
-            self.register_buffer("scale", scale)
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(_ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return gradient
 
 
 class _Sign(torch.autograd.Function):
@@ -152,14 +106,3 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def backward(_ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return gradient
-
-
-class _ScaledGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, gain: float) -> Tensor:
-        ctx.gain = gain
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        return gradient * ctx.gain, None

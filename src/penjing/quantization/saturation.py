@@ -9,9 +9,10 @@ The results are then wrong without a sign of it. They cannot be when such a pair
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from penjing.net import layers
 from penjing.net.layers import Layer
 
 LARGEST_PAIR = 128
@@ -24,7 +25,7 @@ def safe_scale(layer: Layer, weight: Tensor, scale: Tensor, slack: int = 1) -> T
     ``weight`` is shaped like the layer's. ``slack`` is how far rounding may move the sum of a pair:
     1 where each weight goes to the nearest integer. Weights on a safe grid keep it with slack 1.
     """
-    if _is_depthwise(layer):
+    if layers.is_depthwise(layer):
         return scale
     steps = weight / scale.reshape(-1, *[1] * (weight.dim() - 1))
     saturates = _largest_pair(steps.round()) > LARGEST_PAIR + 1 - slack
@@ -36,9 +37,3 @@ def _largest_pair(weight: Tensor) -> Tensor:
     """Neighbours are those in the order (kernel position, input channel), from even places on."""
     rows = weight.movedim(1, -1).flatten(1)
     return F.pad(rows, (0, rows.shape[1] % 2)).unflatten(1, (-1, 2)).sum(2).abs().amax(1)
-
-
-def _is_depthwise(layer: Layer) -> bool:
-    if isinstance(layer, nn.Linear):
-        return False
-    return layer.groups == layer.in_channels == layer.out_channels

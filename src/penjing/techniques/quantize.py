@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from penjing.errors import PenjingError
-from penjing.net import layers, patches
+from penjing.net import input_quantizer, layers, patches
+from penjing.net.input_quantizer import InputQuantizer
 from penjing.net.layers import CodebookWeights, IntegerWeights, Layer
 from penjing.net.norms import fold_batch_norm
 from penjing.net.observation import LayerStatistics, Observer, collect
 from penjing.quantization import grids
 from penjing.quantization.error_compensation import compensated
-from penjing.quantization.grids import InputQuantizer, WeightQuantizer
+from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
 from penjing.tasks import Task
@@ -74,7 +75,7 @@ class Quantize(Technique):
         found = layers.compressible(model)
         for name, layer in found.items():
             _check(name, layer)
-            _remove_input_quantizer(layer)
+            input_quantizer.take_off(layer)
         device = next(model.parameters()).device
         example = task.example.to(device)
         collect(model, found, [example], moments=False)  # complains of NaN before folding meets it
@@ -103,7 +104,8 @@ class Quantize(Technique):
             seen = statistics.get(name)
             if seen is not None and self.activation_bits is not None:
                 low, high = seen.range(self.observer, self.activation_bits)
-                _quantize_input_of(layer, InputQuantizer(low, high, self.activation_bits))
+                quantizer = InputQuantizer(low, high, self.activation_bits)
+                input_quantizer.put_on(layer, quantizer.to(layer.weight.device))
                 seen.samples.clear()
             moments = seen.moments if seen else None
             self._quantizers[layer] = _quantize_weight(name, layer, bits, moments, self.scales)
@@ -117,35 +119,12 @@ def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:
     return apply(Quantize(**settings), model, task)  # type: ignore[arg-type]
 
 
-def quantize_input(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook, with keywords, of a layer with a quantized input."""
-    quantizer = cast(nn.Module, layer.input_quantizer)
-    if args:
-        return (quantizer(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "input": quantizer(kwargs["input"])}
-
-
 def _check(name: str, layer: Layer) -> None:
     if not torch.isfinite(layer.weight).all():
         raise PenjingError(
             f"the weights of layer {name} hold NaN or infinite values; load or train a model with "
             "finite weights before quantizing."
         )
-
-
-def _quantize_input_of(layer: Layer, quantizer: InputQuantizer) -> None:
-    layer.input_quantizer = quantizer.to(layer.weight.device)
-    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
-
-
-def _remove_input_quantizer(layer: Layer) -> None:
-    if hasattr(layer, "input_quantizer"):
-        del layer.input_quantizer
-    hooks = layer._forward_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook is quantize_input]:
-        del hooks[key]
 
 
 def _quantize_weight(

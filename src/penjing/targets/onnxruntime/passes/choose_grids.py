@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from penjing.errors import PenjingError
-from penjing.quantization.grids import SMALLEST_INPUT_SCALE
+from penjing.net.input_quantizer import SMALLEST_INPUT_SCALE
 from penjing.targets.onnxruntime import initializers, runtime
 from penjing.targets.onnxruntime.deployed_layer import Grid
 from penjing.targets.onnxruntime.passes.mark_integer_edges import Group, is_integer_layer
