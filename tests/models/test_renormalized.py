@@ -9,8 +9,7 @@ from torch import nn
 from penjing import models, tasks
 from penjing.recipe import identity
 from penjing.tasks import Preprocessing
-from penjing.training import TrainSettings
-from penjing.training.distillation import distill
+from penjing.training import TrainSettings, distill
 
 STUDENT = Preprocessing(size=24, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 OTHER = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.1)}

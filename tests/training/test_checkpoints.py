@@ -22,7 +22,7 @@ from penjing.errors import PenjingError
 from penjing.tasks import Task, from_arrays
 from penjing.techniques.prune_weights import PruneWeights
 from penjing.training import TrainResult, TrainSettings, loop, train
-from penjing.training.distillation import Distill
+from penjing.training.settings import Distill
 
 STEPS = 6
 

@@ -8,14 +8,8 @@ from torch.nn import functional as F
 
 from penjing.errors import PenjingError
 from penjing.tasks import from_arrays
-from penjing.training import TrainSettings
-from penjing.training.distillation import (
-    Distill,
-    DistillationLoss,
-    distill,
-    feature_loss,
-    soft_loss,
-)
+from penjing.training import Distill, TrainSettings, distill
+from penjing.training.distillation import DistillationLoss, feature_loss, soft_loss
 
 
 @pytest.fixture(scope="module")

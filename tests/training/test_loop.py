@@ -15,8 +15,8 @@ from penjing.techniques.prune_channels import PruneChannels
 from penjing.techniques.prune_weights import PruneWeights
 from penjing.techniques.technique import Technique
 from penjing.training import TrainSettings, loop, seconds_per_epoch, train
-from penjing.training.distillation import Distill
-from penjing.training.loop import learning_rate, momentum
+from penjing.training.schedule import learning_rate, momentum
+from penjing.training.settings import Distill
 
 
 def striped(count: int):

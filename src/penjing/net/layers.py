@@ -56,16 +56,6 @@ def check_finite(found: dict[str, Layer]) -> None:
             raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
 
 
-def misfit(model: nn.Module, otherwise: str) -> str:
-    """What to do about ``model``, which does not run on float32 images: ``otherwise``, where all its
-    parameters are float32."""
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-    if not kinds:
-        return otherwise
-    found = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-    return f"its parameters are {found}, expected float32: call .float() on the model first"
-
-
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of the convolution reads its own input channel alone."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):

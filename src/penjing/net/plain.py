@@ -31,6 +31,7 @@ from penjing.models.wrappers import unwrapped
 from penjing.net import layers
 from penjing.net.observation import hooked
 from penjing.tasks import outputs
+from penjing.tasks.task import misfit
 
 STOCK_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """By the number of axes of their input."""
@@ -366,7 +367,7 @@ def _run(model: nn.Module, example: Tensor) -> Any:
         raise PenjingError(
             f"the model {type(model).__name__} cannot be run on an input of shape "
             f"{list(example.shape)} ({_first_line(error)}); "
-            f"{layers.misfit(model, 'give it the input that it takes')}."
+            f"{misfit(model, 'give it the input that it takes')}."
         ) from error
 
 

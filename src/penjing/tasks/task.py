@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from penjing import identity
 from penjing.errors import PenjingError
-from penjing.net import layers
 from penjing.tasks import divergence, outputs
 from penjing.tasks.augment import SHIFT
 from penjing.tasks.preprocessing import Preprocessing
@@ -222,7 +221,7 @@ class Task:
         except (*MISFITS, AssertionError) as error:
             raise PenjingError(
                 f"The model does not take the task's input {shape} ({_reason(error)}); "
-                f"{layers.misfit(model, PREPROCESS)}."
+                f"{misfit(model, PREPROCESS)}."
             ) from error
         self._check_columns(output)
         if self.custom_score is not None:
@@ -368,3 +367,13 @@ def _form(output: Any) -> str:
     shapes = [str(list(tensor.shape)) for tensor in outputs.tensors(output)]
     kind = "" if isinstance(output, Tensor) else f"a {type(output).__name__} of "
     return f"{kind}{', '.join(shapes[:8])}"
+
+
+def misfit(model: nn.Module, otherwise: str) -> str:
+    """What to do about ``model``, which does not run on float32 images: ``otherwise``, where all its
+    parameters are float32."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if not kinds:
+        return otherwise
+    found = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return f"its parameters are {found}, expected float32: call .float() on the model first"

@@ -1,11 +1,15 @@
 """The one training loop, its settings, and distillation, which is a loss in it."""
 
-from penjing.training.loop import (
-    TrainResult,
-    TrainSettings,
-    save_weights,
-    seconds_per_epoch,
-    train,
-)
+from penjing.training.checkpoints import save_weights
+from penjing.training.loop import TrainResult, distill, seconds_per_epoch, train
+from penjing.training.settings import Distill, TrainSettings
 
-__all__ = ["TrainResult", "TrainSettings", "save_weights", "seconds_per_epoch", "train"]
+__all__ = [
+    "Distill",
+    "TrainResult",
+    "TrainSettings",
+    "distill",
+    "save_weights",
+    "seconds_per_epoch",
+    "train",
+]

@@ -3,72 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PenjingError
 from penjing.tasks import Task, divergence, outputs_of
-
-if TYPE_CHECKING:
-    from penjing.training import TrainSettings
-
+from penjing.training.settings import Distill
 
 SPREAD_IMAGES = 64
 """Training images that show how far the values of a teacher's output spread."""
-
-
-class Distill(BaseModel):
-    """Settings of distillation: ``TrainSettings.distill``, used with a teacher.
-
-    Class scores are compared by the divergence of their softmax, of maps the mean over positions;
-    one logit by that of its sigmoid; other outputs by their mean squared difference in units of their
-    variance. ``Task.compared`` says which is which. Several outputs are added up.
-
-    Attributes:
-        temperature: divides the logits of both models before they are compared.
-        weight: of the teacher's answers in the loss, in [0, 1]; the labels have the rest.
-        features: also compare what the layers in between make: pairs (student's layer, teacher's
-            layer), or ``auto`` for the last layers of each resolution that both models have.
-        feature_weight: of that comparison, added to the loss.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    temperature: float = Field(default=4.0, gt=0)
-    weight: float = Field(default=0.9, ge=0, le=1)
-    features: Literal["auto"] | list[tuple[str, str]] | None = None
-    feature_weight: float = Field(default=1.0, gt=0)
-
-
-def distill(
-    student: nn.Module,
-    task: Task,
-    teacher: nn.Module,
-    *,
-    training: TrainSettings | None = None,
-    **settings: Any,
-) -> nn.Module:
-    """A copy of ``student`` trained to answer as ``teacher`` does; neither is changed.
-
-    Args:
-        training: how long and how fast; its ``distill`` is replaced by ``settings``.
-        settings: as in ``Distill``.
-
-    Raises:
-        PenjingError: the outputs or the named layers of the two models do not fit each other.
-    """
-    # Imported here because training knows distillation.
-    from penjing.training import TrainSettings, train
-
-    training = training or TrainSettings()
-    student = copy.deepcopy(student)
-    chosen = training.model_copy(update={"distill": Distill(**settings)})
-    train(student, task, chosen, teacher=teacher)
-    return student
 
 
 class DistillationLoss(nn.Module):

@@ -8,73 +8,28 @@ import math
 import signal
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from penjing import __version__ as penjing_version
-from penjing import files, identity
+from penjing import files
 from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.progress import Bar, bar, say
-from penjing.tasks import Preprocessing, Task, evaluate, outputs
-from penjing.techniques.technique import Technique
-from penjing.training.distillation import Distill, DistillationLoss
+from penjing.tasks import Task, evaluate, outputs
+from penjing.training import checkpoints
+from penjing.training.attached import Attached
+from penjing.training.distillation import DistillationLoss
+from penjing.training.schedule import learning_rate, momentum
+from penjing.training.settings import Distill, TrainSettings
 
 CHECKPOINT_EVERY_S = 60.0
-ONE_CYCLE_START = 1 / 25
-ONE_CYCLE_END = 1e-4 / 25
-MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
-
-
-class TrainSettings(BaseModel):
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training images; may be a fraction, such as 0.25.
-        batch_size: images a step.
-        optimizer: ``sgd`` (with Nesterov momentum) or ``adamw``.
-        lr: highest learning rate.
-        momentum: of SGD; under ``one_cycle`` it runs between 0.85 and 0.95 instead.
-        weight_decay: not applied to biases, norms and other parameters of one value a channel.
-        schedule: ``cosine`` (linear warmup, then half a cosine to 0; Loshchilov and Hutter 2017) or
-            ``one_cycle`` (from lr/25 up to lr, then down; Smith and Topin 2018).
-        warmup: share of the training in which the learning rate rises.
-        label_smoothing: of the cross entropy.
-        ema: decay of a running average of the weights, which is then the result; None for none.
-        augment: shift and mirror the training images at random; a number is the largest shift, as
-            a share of the side (true: an eighth).
-        distill: learn from a teacher, too.
-        seed: of the order of the images, augmentation and dropout, beside the task's own seed.
-        time_budget: seconds after which training ends. Learning rate and techniques then follow
-            the time, so that their schedules are complete. The last validation comes on top.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    batch_size: int = Field(default=128, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["cosine", "one_cycle"] = "cosine"
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    augment: bool | Annotated[float, Field(gt=0, le=0.5)] = True
-    distill: Distill | None = None
-    seed: int = 0
-    time_budget: float | None = Field(default=None, gt=0)
 
 
 @dataclass
@@ -107,7 +62,7 @@ def train(
     model: nn.Module,
     task: Task,
     settings: TrainSettings,
-    techniques: Sequence[Technique] = (),
+    techniques: Sequence[Attached] = (),
     *,
     teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
@@ -143,7 +98,9 @@ def train(
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), _interruptible() as interrupted:
         torch.manual_seed(task.seed * 1_000_003 + settings.seed)
-        start = _start(model, task, settings, techniques, teacher) if checkpoint else {}
+        start = (
+            checkpoints.start_of(model, task, settings, techniques, teacher) if checkpoint else {}
+        )
         run = _Run(model, task, settings, techniques, teacher)
         if checkpoint is not None and checkpoint.exists():
             _resume(run, checkpoint, start, discard)
@@ -153,6 +110,30 @@ def train(
         if progress:
             say(f"{run.standing}: done in {run.seconds:.0f} s")
     return run.result()
+
+
+def distill(
+    student: nn.Module,
+    task: Task,
+    teacher: nn.Module,
+    *,
+    training: TrainSettings | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """A copy of ``student`` trained to answer as ``teacher`` does; neither is changed.
+
+    Args:
+        training: how long and how fast; its ``distill`` is replaced by ``settings``.
+        settings: as in ``Distill``.
+
+    Raises:
+        PenjingError: the outputs or the named layers of the two models do not fit each other.
+    """
+    training = training or TrainSettings()
+    student = copy.deepcopy(student)
+    chosen = training.model_copy(update={"distill": Distill(**settings)})
+    train(student, task, chosen, teacher=teacher)
+    return student
 
 
 def seconds_per_epoch(
@@ -179,74 +160,11 @@ def seconds_per_epoch(
     return sum(times[1:]) / max(len(times) - 1, 1) * run.steps_per_epoch
 
 
-def learning_rate(settings: TrainSettings, progress: float) -> float:
-    """The learning rate at ``progress`` in [0, 1] of the training."""
-    warmup, lr = settings.warmup, settings.lr
-    rising = progress / warmup if warmup else 1.0
-    falling = (progress - warmup) / (1 - warmup)
-    if settings.schedule == "one_cycle":
-        if rising < 1:
-            return _cosine(lr * ONE_CYCLE_START, lr, rising)
-        return _cosine(lr, lr * ONE_CYCLE_END, falling)
-    return lr * rising if rising < 1 else _cosine(lr, 0.0, falling)
-
-
-def momentum(settings: TrainSettings, progress: float) -> float:
-    """The momentum of SGD at ``progress`` in [0, 1] of the training."""
-    if settings.schedule == "cosine":
-        return settings.momentum
-    warmup = settings.warmup
-    if progress < warmup:
-        return _cosine(MOMENTUM_HIGH, MOMENTUM_LOW, progress / warmup)
-    return _cosine(MOMENTUM_LOW, MOMENTUM_HIGH, (progress - warmup) / (1 - warmup))
-
-
-def save_weights(model: nn.Module, path: Path, preprocessing: Preprocessing | None = None) -> None:
-    """Write the model's state as safetensors, replacing ``path`` at once or not at all, with the
-    ``preprocessing`` that it was trained with, if given, which ``models.preprocessing`` reads."""
-    tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    stored = {"preprocessing": preprocessing.model_dump_json()} if preprocessing else None
-    files.save_tensors(path, tensors, stored)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
-
-
-def _start(
-    model: nn.Module,
-    task: Task,
-    settings: TrainSettings,
-    techniques: Sequence[Technique],
-    teacher: nn.Module | None,
-) -> dict[str, str]:
-    """All that a training depends on, as text, by what a user calls it."""
-    used = [[type(one), one.name, one.model_dump(mode="json")] for one in techniques]
-    return {
-        "version": f"{penjing_version} {torch.__version__}",
-        "settings": json.dumps(settings.model_dump(mode="json", exclude={"time_budget"})),
-        "data": task.fingerprint,
-        "techniques": identity.of(used).hex(),
-        "layers": identity.of(_kinds(model)).hex(),
-        "first weights": identity.of(_tensors(model)).hex(),
-        "teacher": identity.of(_kinds(teacher), _tensors(teacher)).hex(),
-    }
-
-
-def _kinds(model: nn.Module | None) -> dict[str, str]:
-    """Not their settings: a model may count its calls, or know its first run from a later one."""
-    return {n: type(m).__qualname__ for n, m in model.named_modules()} if model else {}
-
-
-def _tensors(model: nn.Module | None) -> dict[str, Tensor]:
-    return dict([*model.named_parameters(), *model.named_buffers()]) if model else {}
-
-
 def _resume(run: _Run, path: Path, start: dict[str, str], discard: bool) -> None:
     """Put ``run`` where the checkpoint was, if it is one of a training from ``start``."""
     try:
-        tensors, metadata = _read(path)
-        _check_start(path, start, metadata)
+        tensors, metadata = checkpoints.read(path)
+        checkpoints.check_start(path, start, metadata)
     except PenjingError as error:
         if not discard:
             raise
@@ -299,7 +217,7 @@ class _Run:
         model: nn.Module,
         task: Task,
         settings: TrainSettings,
-        techniques: Sequence[Technique],
+        techniques: Sequence[Attached],
         teacher: nn.Module | None,
     ) -> None:
         self.model, self.task, self.settings, self.techniques = model, task, settings, techniques
@@ -458,7 +376,7 @@ class _Run:
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
         metadata = {"place": json.dumps(place), "start": json.dumps(self.start)}
-        files.save_tensors(path, tensors, metadata | {"checksum": _checksum(tensors)})
+        files.save_tensors(path, tensors, metadata | {"checksum": checkpoints.checksum(tensors)})
 
     def restore(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None:
         """Resume from what ``save`` wrote."""
@@ -635,40 +553,3 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A checkpoint's tensors and metadata, whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise PenjingError(
-            f"{path} is not a checkpoint ({error}); delete it, or name another file."
-        ) from error
-    if metadata.get("checksum") != _checksum(tensors):
-        raise PenjingError(
-            f"{path} is a damaged checkpoint: its contents do not have the checksum that was written; "
-            "delete it, or name another file."
-        )
-    return tensors, metadata
-
-
-def _check_start(path: Path, start: dict[str, str], metadata: dict[str, str]) -> None:
-    theirs = json.loads(metadata.get("start", "{}"))
-    differing = [what for what, value in start.items() if theirs.get(what) != value]
-    if differing:
-        raise PenjingError(
-            f"{path} is the checkpoint of a training with other {' and '.join(differing)}; "
-            "delete it, or name another file."
-        )
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 of all values: a file that is cut or damaged within them is not loaded."""
-    found = 0
-    for name, value in sorted(tensors.items()):
-        plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found = zlib.crc32(plain.numpy().data, zlib.crc32(name.encode(), found))
-    return f"{found:08x}"
