@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penjing.errors import PenjingError
-from penjing.exploration.budget import BYTES, Budget, describe, parse_quantity
+from penjing.exploration.budget import Budget, describe
+from penjing.units import BYTES, parsed
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_wrong_limit_says_what_was_expected(value: str) -> None:
 
 @given(st.integers(1, 10**9), st.sampled_from(sorted(BYTES)))
 def test_a_quantity_is_number_times_unit(number: int, unit: str) -> None:
-    assert parse_quantity(f"{number}{unit}", BYTES, "size") == number * BYTES[unit]
+    assert parsed(f"{number}{unit}", BYTES, "size") == number * BYTES[unit]
 
 
 def test_only_exceeded_limits_are_named() -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import synthetic
 
-from penjing import report
+from penjing import report, units
 from penjing.errors import PenjingError
-from penjing.report import units
 
 
 class Page(HTMLParser):

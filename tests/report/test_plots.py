@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penjing.report import plots, units
+from penjing import units
+from penjing.report import plots
 from penjing.report.study import best
 
 PERCENT = units.ScoreUnit(percent=True)

@@ -74,10 +74,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a detector on boxes, from scratch. A stopped training resumes."""
-    from penjing import attention
-    from penjing.exploration.budget import BYTES, parse_quantity
+    from penjing import attention, units
 
-    size = int(parse_quantity(budget, BYTES, "--budget"))
+    size = int(units.parsed(budget, units.BYTES, "--budget"))
     writable(output / "card.json")
     card = attention.train(
         data,

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from penjing import units
 from penjing.errors import PenjingError, invalid
-
-BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
-SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-FRACTION = {"%": 0.01}
-
-
-def parse_quantity(value: Any, units: dict[str, float], what: str) -> float:
-    """``"300KB"`` -> 300000.0; a plain number counts in the unit of 1 of ``units``.
-
-    Raises:
-        PenjingError: it is not a positive number with one of the units.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zµ%]*)\s*", str(value).lower())
-    number, unit = (float(match[1]), match[2]) if match else (0.0, "")
-    if number <= 0 or (unit and unit not in units):
-        expected = ", ".join(units)
-        raise PenjingError(
-            f"{what} must be a positive number with a unit of {expected}; found {value!r}"
-        )
-    return number * (units[unit] if unit else 1.0)
 
 
 def describe(excess: dict[str, tuple[float, float]]) -> str:
     """What ``Budget.excess`` found, with units: ``size 52.7 KB of at most 43.0 KB``."""
     written = {
-        "size": lambda value: f"{value / 1e3:,.1f} KB",
-        "latency": lambda value: f"{value:,.3f} ms",
+        "size": lambda value: f"{units.kilobytes(value)} KB",
+        "latency": lambda value: f"{units.milliseconds(value)} ms",
         "drop": lambda value: f"{value:.2%}",
     }
     return ", ".join(
@@ -68,19 +47,19 @@ class Budget(BaseModel):
     @field_validator("size", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
-        return None if value is None else parse_quantity(value, BYTES, "size")
+        return None if value is None else units.parsed(value, units.BYTES, "size")
 
     @field_validator("latency", mode="before")
     @classmethod
     def _milliseconds(cls, value: Any) -> Any:
-        return None if value is None else parse_quantity(value, MILLISECONDS, "latency")
+        return None if value is None else units.parsed(value, units.MILLISECONDS, "latency")
 
     @field_validator("drop", mode="before")
     @classmethod
     def _fraction(cls, value: Any) -> Any:
         if value is None or value == 0:
             return value
-        return parse_quantity(value, FRACTION, "drop")
+        return units.parsed(value, units.FRACTION, "drop")
 
     def excess(self, size: float, latency: float, drop: float) -> dict[str, tuple[float, float]]:
         """Which limits are exceeded: name -> (found, limit). Empty when the budget is met."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from penjing import units
 from penjing.errors import PenjingError
-from penjing.exploration.budget import SECONDS, parse_quantity
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Effort:
             raise PenjingError(f"trials must be a positive number, found {trials}.")
         if time is None:
             time = 1800.0 if trials is None else math.inf
-        seconds = time if time == math.inf else parse_quantity(time, SECONDS, "time")
+        seconds = time if time == math.inf else units.parsed(time, units.SECONDS, "time")
         return cls(float(seconds), math.inf if trials is None else trials)
 
     @property

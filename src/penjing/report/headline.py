@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from penjing.report import units
+from penjing import units
 from penjing.report.study import Point, Study, speedup
 from penjing.report.verdict import Verdict, bounds, shown, verdicts
 

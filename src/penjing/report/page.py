@@ -15,8 +15,8 @@ import plotly.io
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from penjing import files
-from penjing.report import plots, units
+from penjing import files, units
+from penjing.report import plots
 from penjing.report.comparison import Difference, compare
 from penjing.report.contributions import contributions
 from penjing.report.headline import headline

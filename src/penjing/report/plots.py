@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from penjing.report import units
+from penjing import units
 from penjing.report.comparison import Difference
 from penjing.report.study import Point, Study, others, speedup
 from penjing.report.verdict import bounds

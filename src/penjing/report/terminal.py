@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from penjing.report import units
+from penjing import units
 from penjing.report.headline import headline
 from penjing.report.study import Point, Study, others, speedup
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penjing.report import study, units
+from penjing import units
+from penjing.report import study
 from penjing.report.study import Point, Study
 
 if TYPE_CHECKING:

@@ -1,11 +1,35 @@
-"""How figures are written. KB and MB are 1000 and 1,000,000 bytes everywhere."""
+"""Quantities with their units, read and written. KB and MB are 1000 and 1,000,000 bytes everywhere."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from penjing.errors import PenjingError
+
+BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+FRACTION = {"%": 0.01}
+
 MISSING = "–"
+
+
+def parsed(value: object, of: dict[str, float], what: str) -> float:
+    """Read a quantity: ``"300KB"`` is 300000.0; a plain number counts in the unit of 1 of ``of``.
+
+    Raises:
+        PenjingError: it is not a positive number with one of the units.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zµ%]*)\s*", str(value).lower())
+    number, unit = (float(match[1]), match[2]) if match else (0.0, "")
+    if number <= 0 or (unit and unit not in of):
+        expected = ", ".join(of)
+        raise PenjingError(
+            f"{what} must be a positive number with a unit of {expected}; found {value!r}"
+        )
+    return number * (of[unit] if unit else 1.0)
 
 
 def number(value: float, decimals: int = 0) -> str:
