@@ -259,11 +259,9 @@ def _check_axes(file: File, inputs: dict[str, bool]) -> None:
 
 
 def _expected(model: nn.Module, batch: Tensor) -> list[Tensor]:
-    training = model.training
     device = next((p.device for p in model.parameters()), batch.device)
-    with torch.no_grad():
-        output = model.eval()(batch.to(device))
-    model.train(training)
+    with tasks_outputs.evaluating(model):
+        output = model(batch.to(device))
     return [tensor.cpu() for tensor in tasks_outputs.tensors(output)]
 
 

@@ -11,6 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +23,7 @@ from torch_pruning.dependency import index_mapping
 
 from penjing.errors import PenjingError
 from penjing.net import layers
-from penjing.net.observation import evaluating
-from penjing.tasks.outputs import same, tensors
+from penjing.tasks.outputs import evaluating, same, tensors
 
 LARGEST_TRIAL = 0.3
 """At most this share of a group's units is removed on trial."""
@@ -383,12 +383,10 @@ def _inputs_of_children(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
         return hook
 
     several = {n: m for n, m in model.named_children() if len(layers.compressible(m)) > 1}
-    hooks = [child.register_forward_pre_hook(keep(name)) for name, child in several.items()]
-    try:
+    with ExitStack() as stack:
+        for name, child in several.items():
+            stack.enter_context(child.register_forward_pre_hook(keep(name)))
         outputs(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return inputs
 
 

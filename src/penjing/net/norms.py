@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -21,8 +22,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from penjing.net import layers
 from penjing.net.layers import original, set_original
-from penjing.net.observation import evaluating
 from penjing.tasks import outputs
+from penjing.tasks.outputs import evaluating
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d)
 STOCK = (_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
@@ -85,19 +86,18 @@ class _Trace(TorchDispatchMode):
 
     def run(self, example: Tensor) -> set[int]:
         """Run the model; returns the storages of what it gives."""
-        handles = []
-        for name, layer in layers.compressible(self.model).items():
-            handles.append(layer.register_forward_hook(self._after_layer(name)))
-        for name, norm in self.model.named_modules():
-            if isinstance(norm, NORMS):
-                handles.append(norm.register_forward_pre_hook(self._before_norm(name)))
-                handles.append(norm.register_forward_hook(self._after_norm, always_call=True))
-        try:
-            with evaluating(self.model), self:
-                returned = outputs.tensors(self.model(example.contiguous()))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
+            for name, layer in layers.compressible(self.model).items():
+                stack.enter_context(layer.register_forward_hook(self._after_layer(name)))
+            for name, norm in self.model.named_modules():
+                if isinstance(norm, NORMS):
+                    stack.enter_context(norm.register_forward_pre_hook(self._before_norm(name)))
+                    stack.enter_context(
+                        norm.register_forward_hook(self._after_norm, always_call=True)
+                    )
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(self)
+            returned = outputs.tensors(self.model(example.contiguous()))
         self._kept += returned
         return {_storage(tensor) for tensor in returned}
 

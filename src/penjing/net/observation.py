@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from penjing.errors import PenjingError
 from penjing.net import patches
 from penjing.net.layers import Layer
+from penjing.tasks.outputs import evaluating as evaluating
 
 Observer = Literal["minmax", "percentile", "mse"]
 
@@ -117,27 +118,10 @@ def hooked(layers: Mapping[str, nn.Module], watch: Callable) -> Iterator[None]:
 
         return call
 
-    handles = [
-        layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(layer.register_forward_hook(hook(name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in its former mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _observe(statistics: LayerStatistics, name: str, x: Tensor, batches: int) -> None:

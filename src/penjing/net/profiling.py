@@ -7,7 +7,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from penjing import models
 from penjing.errors import PenjingError
 from penjing.net.layers import CodebookWeights, IntegerWeights
+from penjing.tasks.outputs import evaluating
 from penjing.tasks.preprocessing import Size, sides
 
 Kind = Literal["conv", "linear", "other"]
@@ -224,24 +225,18 @@ def _trace(model: nn.Module, image: Tensor, fake: FakeTensorMode | None) -> _Tra
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # It hides the matrix products of attention in one operator.
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), evaluating(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager
 def _follow_modules(model: nn.Module, trace: _Trace) -> Iterator[None]:
-    handles = []
-
     def follow(name: str, module: nn.Module) -> None:
         owner = _owner(name)
 
@@ -253,16 +248,13 @@ def _follow_modules(model: nn.Module, trace: _Trace) -> Iterator[None]:
             if owner == name:
                 trace.outputs[name] += _tensors(output)
 
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+        stack.enter_context(module.register_forward_pre_hook(enter, prepend=True))
+        stack.enter_context(module.register_forward_hook(leave, always_call=True))
 
-    for name, module in model.named_modules():
-        follow(name, module)
-    try:
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            follow(name, module)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _layers(model: nn.Module, trace: _Trace) -> list[LayerProfile]:

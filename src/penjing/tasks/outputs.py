@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from penjing.errors import PenjingError
@@ -88,3 +89,16 @@ def _close(expected: Tensor, found: Tensor) -> bool:
     largest = float(finite.abs().max()) if len(finite) else 0.0
     bound = TOLERANCE.get(expected.dtype, 1e-2) * largest
     return bool(((expected == found) | ((expected - found).abs() <= bound)).all())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in its former mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

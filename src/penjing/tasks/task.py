@@ -331,18 +331,12 @@ def outputs_of(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tu
     which the model returns it, on the CPU, and the targets."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     found, targets = [], []
-    try:
-        with torch.no_grad():
-            for batch, target in batches:
-                output = model(batch.to(device))
-                found.append(outputs.like(output, [o.cpu() for o in outputs.tensors(output)]))
-                targets.append(target)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with outputs.evaluating(model):
+        for batch, target in batches:
+            output = model(batch.to(device))
+            found.append(outputs.like(output, [o.cpu() for o in outputs.tensors(output)]))
+            targets.append(target)
     return outputs.concatenated(found), torch.cat(targets)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from penjing.errors import PenjingError
 from penjing.tasks import Task, divergence, outputs_of
+from penjing.tasks.outputs import evaluating
 from penjing.training.settings import Distill
 
 SPREAD_IMAGES = 64
@@ -153,12 +155,8 @@ def _listed(shapes: list[list[int]]) -> str:
 
 
 def _in_eval(model: nn.Module, example: Tensor) -> Any:
-    training = model.training
-    try:
-        with torch.no_grad():
-            return model.eval()(example)
-    finally:
-        model.train(training)
+    with evaluating(model):
+        return model(example)
 
 
 def _maps(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
@@ -173,12 +171,11 @@ def _maps(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
 
         return hook
 
-    hooks = [m.register_forward_hook(keep(n)) for n, m in model.named_modules() if n]
-    try:
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name:
+                stack.enter_context(module.register_forward_hook(keep(name)))
         _in_eval(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return shapes
 
 
