@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 
 import results
-from penjing.devices import measurement
+from penjing.devices.local import Local
 from penjing.targets.onnxruntime import runtime
 from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Preprocessing, Task, from_arrays
@@ -111,7 +111,7 @@ def speed_rows(name: str, paths: list[Path]) -> list[dict]:
     """Latency of ours and the peer's, and the speedup of both over float32."""
     base, ours, peer = (
         row.median_ms
-        for row in measurement.latency(paths[:3], runs=RUNS.get(name, 100), warmup=5, seconds=30)
+        for row in Local().latency(paths[:3], runs=RUNS.get(name, 100), warmup=5, seconds=30)
     )
     common = {"work": f"{name}, batch 1, 1 thread, 224 px", "peer_name": PEER}
     return [

@@ -9,13 +9,14 @@ the path: ``import results``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from penjing.devices.local import HERE
 
 FOLDER = Path(__file__).parent / "results"
 COLUMNS = ("work", "measure", "ours", "peer", "peer_name", "goal", "met")
@@ -40,7 +41,7 @@ def write(name: str, rows: list[dict], command: str) -> Path:
     for row in rows:
         if set(row) != set(COLUMNS):
             raise ValueError(f"row {row} of {name} must have exactly the keys {COLUMNS}")
-    record = {"versions": versions(), "cpu": cpu(), "command": command, "rows": rows}
+    record = {"versions": versions(), "cpu": HERE.name, "command": command, "rows": rows}
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -57,20 +58,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def cpu() -> str:
-    """The processor's name as the system gives it, with the number of cores seen."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _print(name: str, rows: list[dict]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import results
 from frontier import CACHE, named, row
 from penjing import recipe
-from penjing.devices import measurement
+from penjing.devices.local import Local
 from smallest import CIFAR, divergence, file_outputs, graph, net, packed_bytes, parameters
 
 NONE = (None, "", None, None)
@@ -47,7 +47,7 @@ def rows(name: str) -> list[dict]:
         outputs, _ = file_outputs(small, task, name)
         size, score = packed_bytes(name), task.score(outputs, target)
         most, least = 4 * parameters(model) / times, CIFAR[name][0] - drop
-        before, after = measurement.latency([original, graph(name)])
+        before, after = Local().latency([original, graph(name)])
         work = f"{name}, trained, {times}x"
         found += [
             row(work, "file, bytes", size, None, "", int(most), size <= most),

@@ -17,6 +17,7 @@ from graphs import FLOAT, INT64, save, value
 from penjing import container
 from penjing.cli import main
 from penjing.devices import measurement
+from penjing.devices.local import Local
 from penjing.errors import PenjingError
 from penjing.targets.onnxruntime import feeds, isolated
 from penjing.targets.onnxruntime.isolated import File, running
@@ -66,9 +67,7 @@ def test_inputs_of_every_type(shape: list, tmp_path: Path) -> None:
 
 
 def test_bfloat16_from_end_to_end(tmp_path: Path) -> None:
-    (row,) = measurement.latency(
-        [same(tmp_path / "half.onnx", TensorProto.BFLOAT16, [2, 3])], runs=3
-    )
+    (row,) = Local().latency([same(tmp_path / "half.onnx", TensorProto.BFLOAT16, [2, 3])], runs=3)
     assert row.runs == 3
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from penjing.devices import measurement
+from penjing.devices.local import Local
 from penjing.errors import PenjingError
 from penjing.targets.onnxruntime import runtime
 from penjing.targets.onnxruntime.export import export
@@ -26,7 +27,7 @@ def test_more_work_takes_longer(file: Path, task: Task, tmp_path: Path) -> None:
         nn.Conv2d(3, 256, 3), nn.Conv2d(256, 256, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     export(heavy, task.example, tmp_path / "heavy.onnx")
-    light, heavy_time = measurement.latency([file, tmp_path / "heavy.onnx"], runs=20, warmup=3)
+    light, heavy_time = Local().latency([file, tmp_path / "heavy.onnx"], runs=20, warmup=3)
     assert 0 < light.p10_ms <= light.median_ms <= light.p90_ms
     assert light.runs == 20
     assert heavy_time.median_ms > light.median_ms
@@ -36,18 +37,18 @@ def test_memory_counts_the_weights_and_not_this_process(
     task: Task, file: Path, tmp_path: Path
 ) -> None:
     ballast = torch.ones(100_000_000)  # 400 MB, which a child must not inherit
-    small = measurement.peak_rss(file)
+    small = Local().peak_rss(file)
     assert small < ballast.nbytes
     wide = nn.Sequential(nn.Flatten(), nn.Linear(768, 40_000), nn.Linear(40_000, 200))
     export(wide, task.example, tmp_path / "wide.onnx")
     weights = 4 * sum(p.numel() for p in wide.parameters())
-    assert measurement.peak_rss(tmp_path / "wide.onnx") > small + 0.9 * weights
+    assert Local().peak_rss(tmp_path / "wide.onnx") > small + 0.9 * weights
 
 
 def test_memory_of_a_broken_file(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(PenjingError, match=r"broken\.onnx"):
-        measurement.peak_rss(tmp_path / "broken.onnx")
+        Local().peak_rss(tmp_path / "broken.onnx")
     with pytest.raises(PenjingError, match="cannot load"):
         runtime.session(tmp_path / "broken.onnx")
 

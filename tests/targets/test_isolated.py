@@ -16,7 +16,7 @@ import pytest
 
 import graphs
 import penjing
-from penjing.devices import measurement
+from penjing.devices.local import Local
 from penjing.errors import PenjingError
 from penjing.targets.onnxruntime import isolated, messages, runtime
 from penjing.targets.onnxruntime.isolated import File, limited, running
@@ -65,7 +65,7 @@ def test_memory_that_is_not_there(double: Path, tmp_path: Path) -> None:
         with pytest.raises(PenjingError, match=r"hungry\.onnx"):
             runtime.run(tmp_path / "hungry.onnx", [BATCH])
         with pytest.raises(PenjingError, match=r"hungry\.onnx"):
-            measurement.latency([double, tmp_path / "hungry.onnx"])
+            Local().latency([double, tmp_path / "hungry.onnx"])
     finally:
         server().rlimit(psutil.RLIMIT_AS, (-1, -1))
     assert works(double)
@@ -78,9 +78,9 @@ def test_a_file_without_end_is_stopped(double: Path, tmp_path: Path) -> None:
         with pytest.raises(PenjingError, match=message):
             runtime.run(path, [BATCH])
         with pytest.raises(PenjingError, match=message):
-            measurement.latency([double, path])
+            Local().latency([double, path])
     with limited(3), pytest.raises(PenjingError, match="took more than 3 s"):
-        measurement.peak_rss(path)
+        Local().peak_rss(path)
     assert works(double)
 
 
@@ -148,7 +148,7 @@ def test_jobs_of_several_threads(double: Path) -> None:
 def test_where_processes_cannot_be_forked(double: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "FORKS", False)
     assert works(double)
-    (row,) = measurement.latency([double], runs=5)
+    (row,) = Local().latency([double], runs=5)
     assert row.runs == 5
     with pytest.raises(PenjingError, match=r"none\.onnx"):
         runtime.run(double.with_name("none.onnx"), [BATCH])

@@ -20,6 +20,7 @@ from penjing.attention.loss import detection_loss
 from penjing.attention.pixel_input import PixelInput
 from penjing.devices import artifact, measurement
 from penjing.devices.artifact import Card
+from penjing.devices.local import Local
 from penjing.errors import PenjingError
 from penjing.models.heat_map import COARSEST, LARGEST_SIDE, SMALLEST_SIDE, HeatMapNet, member
 from penjing.net.input_quantizer import InputQuantizer
@@ -118,7 +119,7 @@ def train(
         split=split,
         finish=[Decoding(), PixelInput(), Threshold(threshold)],
         figures=lambda path: figures(*measurement.outputs(path, task, split), threshold),
-        threads=threads,
+        device=Local(threads),
     )
     card.notes += _notes(card, splits["train"], height, width, budget)
     artifact.write(card, Path(folder))

@@ -145,6 +145,7 @@ def compress(
     """Run one recipe, or compress weights to a size or a score; write and measure the artifact."""
     from penjing import recipe as recipes
     from penjing.devices import artifact
+    from penjing.devices.local import Local
 
     steps = _steps(recipe, max_size, max_drop)
     if not steps.techniques:
@@ -155,15 +156,15 @@ def compress(
     if guide is not None:
         guide.to(next(net.parameters()).device)
     small = recipes.compress(net, task, steps, teacher=guide, cache=output / "cache", progress=True)
-    threads, before = inputs.measured_threads, output / "original"
-    artifact.build(net, task, before, recipe={"name": "original"}, threads=threads)
+    device, before = Local(inputs.measured_threads), output / "original"
+    artifact.build(net, task, before, recipe={"name": "original"}, device=device)
     card = artifact.build(
         small,
         task,
         output,
         recipe=steps.to_dict(),
         reference=artifact.original(net, task, before),
-        threads=threads,
+        device=device,
     )
     for note in card.notes:
         say(f"note: {note}")

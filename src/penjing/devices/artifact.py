@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import platform
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,9 +14,11 @@ from onnx_ir.passes import InPlacePass
 from pydantic import Field
 from torch import Tensor, nn
 
-from penjing import container
+from penjing import container, files
 from penjing.devices import measurement
 from penjing.devices.comparison import Original
+from penjing.devices.device import Device
+from penjing.devices.local import HERE
 from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.net.input_quantizer import InputQuantizer
@@ -43,8 +43,8 @@ PACKAGES = ("penjing", "torch", "onnxruntime", "numpy")
 
 
 class Card(Comparison):
-    """What an artifact is and what it measured, in the runtime, on this machine, and how it compares
-    with the reference file, if there is one.
+    """An artifact with what was measured of it on a device, and how it compares with the reference
+    file, if there is one.
 
     Attributes:
         name: of the recipe.
@@ -101,7 +101,7 @@ def build(
     reference: Original | None = None,
     finish: Sequence[InPlacePass] = (),
     figures: Callable[[Path], dict[str, float]] | None = None,
-    threads: int = 1,
+    device: Device = HERE,
 ) -> Card:
     """Write ``model.onnx``, ``model.penjing`` and ``card.json`` to ``folder`` (made if missing).
 
@@ -113,7 +113,7 @@ def build(
             image.
         finish: passes that run on the exported graph at the end.
         figures: more measurements of ``model.onnx``, for the card.
-        threads: of the runtime, for the latency.
+        device: where the file is measured.
 
     Raises:
         PenjingError: the model cannot be exported, the runtime cannot run it, or the file's outputs are
@@ -123,7 +123,7 @@ def build(
     model = plain(model, task.example.to(parameter.device)).cpu()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
-        card = _made(model, task, Path(place), recipe, split, reference, finish, figures, threads)
+        card = _made(model, task, Path(place), recipe, split, reference, finish, figures, device)
         for name in ("model.onnx", "model.penjing"):
             Path(place, name).replace(folder / name)
     write(card, folder)
@@ -139,12 +139,12 @@ def _made(
     reference: Original | None,
     finish: Sequence[InPlacePass],
     figures: Callable[[Path], dict[str, float]] | None,
-    threads: int,
+    device: Device,
 ) -> Card:
     path, packed = folder / "model.onnx", folder / "model.penjing"
     batches = task.calibration(CALIBRATION)
     lowered = lower(model, task.example, path, calibration=batches)
-    agreement = measurement.agreement(model, path, batches)
+    agreement = measurement.agreement(model, path, batches, device)
     check_agreement(model, agreement, batches)
     if finish:
         lowered = lower(model, task.example, path, calibration=batches, finish=finish)
@@ -160,7 +160,7 @@ def _made(
         macs=costs.macs,
         onnx_bytes=path.stat().st_size,
         packed_bytes=container.pack(path, packed),
-        **_measurements(task, path, split, reference, form, threads, _trains(recipe)),
+        **_measurements(task, path, split, reference, form, device, _trains(recipe)),
         kernels=dict(Counter(node.op_type for node in optimized.graph.node)),
         export_max_error=agreement.max_error,
         export_distance=agreement.distance,
@@ -169,8 +169,8 @@ def _made(
         notes=[*([floats] if floats else []), *lowered.notes],
         layers=[_describe(model, layer, stored) for layer in costs.layers],
         versions={package: metadata.version(package) for package in PACKAGES},
-        cpu=cpu(),
-        threads=threads,
+        cpu=device.name,
+        threads=device.threads,
     )
 
 
@@ -213,7 +213,7 @@ def _rounding(model: nn.Module, batches: Sequence[Tensor]) -> float | None:
 
 def write(card: Card, folder: Path) -> None:
     """Write ``card`` to ``folder`` as ``card.json``."""
-    (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    files.write_text(folder / "card.json", card.model_dump_json(indent=1) + "\n")
 
 
 def original(model: nn.Module, task: Task, folder: Path) -> Original:
@@ -233,11 +233,11 @@ def _measurements(
     split: str,
     reference: Original | None,
     form: Any,
-    threads: int,
+    device: Device,
     trained: bool,
 ) -> dict[str, Any]:
-    timed = measurement.latency([path, *([reference.path] if reference else [])], threads=threads)
-    found = measurement.outputs(path, task, split, form=form)
+    timed = device.latency([path, *([reference.path] if reference else [])])
+    found = measurement.outputs(path, task, split, form=form, device=device)
     compared = (
         reference.compared_outputs(path, split, found, trained=trained) if reference else None
     )
@@ -247,7 +247,7 @@ def _measurements(
         "latency_p10_ms": timed[0].p10_ms,
         "latency_p90_ms": timed[0].p90_ms,
         "reference_latency_ms": timed[1].median_ms if reference else None,
-        "peak_rss_bytes": measurement.peak_rss(path),
+        "peak_rss_bytes": device.peak_rss(path),
         "score": float(task.score(*found)),
         "split": split,
     }
@@ -269,13 +269,3 @@ def _describe(
         "kernel": "int8" if found and found.integer else "float32",
         "sparsity": float((weight == 0).double().mean()) if weight is not None else 0.0,
     }
-
-
-def cpu() -> str:
-    """The processor's name as the system gives it, with the number of cores seen."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = names[0].partition(":")[2].strip() if names else name
-    return f"{name}, {os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""The only place where numbers are made: on the deployed file, in the runtime that will run it."""
+"""Figures of deployed files, measured on a device; nothing else in penjing makes any."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from penjing import container
+from penjing.devices.device import Device
+from penjing.devices.local import HERE, Local
 from penjing.errors import PenjingError
-from penjing.targets.onnxruntime import isolated, onnx_files
+from penjing.targets.onnxruntime import onnx_files
 from penjing.targets.onnxruntime.feeds import Shapes
-from penjing.targets.onnxruntime.isolated import File, running
-from penjing.targets.timing import SETTLED, Latency
+from penjing.targets.onnxruntime.isolated import File
 from penjing.tasks import Task
 from penjing.tasks import outputs as tasks_outputs
 from penjing.tasks.divergence import columns
@@ -42,54 +43,42 @@ class Agreement:
     top1: float
 
 
-def latency(
-    paths: Sequence[str | Path],
-    *,
-    runs: int = 300,
-    warmup: int = 10,
-    threads: int = 1,
-    seconds: float = 10.0,
-    settled: float = SETTLED,
-) -> list[Latency]:
-    """Time every file of ``paths``, one image at a time.
-
-    The files take turns run by run, in an order that changes each time, so that a change in the
-    machine's load or clock, and what another file leaves in the caches, meets all of them alike.
-    There are ``runs`` runs of each at most: they end when the medians of all files are known to 1 %
-    (``settled``; not before the twentieth run), or when ``seconds`` are over.
-    """
-    files = [File(path) for path in paths]
-    timing = {"runs": runs, "warmup": warmup, "seconds": seconds, "settled": settled}
-    return _timed(files, threads, timing)[0]
-
-
-def peak_rss(path: str | Path) -> int:
-    """Peak resident memory, in bytes, of a process that does nothing but run ``path``."""
-    return _peak(File(path), threads=1)
-
-
 def score(
-    path: str | Path, task: Task, split: str, limit: int | None = None, *, form: Any = None
+    path: str | Path,
+    task: Task,
+    split: str,
+    limit: int | None = None,
+    *,
+    form: Any = None,
+    device: Device = HERE,
 ) -> float:
     """``task.score`` of the deployed file over ``split``, or over its first ``limit`` images.
 
     Args:
         form: an output of the model that the file was made of; the task's score is given the
             file's output in its form.
+        device: where the file runs.
     """
-    return float(task.score(*outputs(path, task, split, limit, form=form)))
+    return float(task.score(*outputs(path, task, split, limit, form=form, device=device)))
 
 
 def outputs(
-    path: str | Path, task: Task, split: str, limit: int | None = None, *, form: Any = None
+    path: str | Path,
+    task: Task,
+    split: str,
+    limit: int | None = None,
+    *,
+    form: Any = None,
+    device: Device = HERE,
 ) -> tuple[Any, Tensor]:
     """What the deployed file gives over ``split``, and the targets ``[N, ...]``.
 
     Args:
         form: as in ``score``; without it a tensor, or a tuple where the file has several outputs.
+        device: where the file runs.
     """
     found, targets = [], []
-    with running(File(path)) as outputs_of:
+    with device.running(path) as outputs_of:
         for images, target in task.batches(split, limit=limit):  # type: ignore[arg-type]
             values = _tensors(outputs_of(images.numpy()))
             if form is not None:
@@ -100,14 +89,19 @@ def outputs(
     return tasks_outputs.concatenated(found), torch.cat(targets)
 
 
-def agreement(model: nn.Module, path: str | Path, batches: Iterable[Tensor]) -> Agreement:
+def agreement(
+    model: nn.Module,
+    path: str | Path,
+    batches: Iterable[Tensor],
+    device: Device = HERE,
+) -> Agreement:
     """Compare ``path`` with ``model`` (run in eval mode) on ``batches`` (float32 ``[N, C, H, W]``).
 
     Raises:
         PenjingError: an output of the model or of the file is NaN, or only one of them is infinite.
     """
     expected, found = [], []
-    with running(File(path)) as outputs_of:
+    with device.running(path) as outputs_of:
         for batch in batches:
             expected.append(_expected(model, batch))
             found.append(_tensors(outputs_of(batch.numpy())))
@@ -186,7 +180,8 @@ def bench(
         found = [_found(Path(p), Path(folder, f"{i}.onnx")) for i, p in enumerate(paths)]
         files = _shaped(found, shapes or {})
         timing = {"runs": runs, "seconds": math.inf, "settled": 0}
-        timed, fed = _timed(files, threads, timing)
+        device = Local(threads)
+        timed, fed = device.timed(files, timing)
         return [
             {
                 "file": file.name,
@@ -195,7 +190,7 @@ def bench(
                 "latency_ms": row.median_ms,
                 "latency_p10_ms": row.p10_ms,
                 "latency_p90_ms": row.p90_ms,
-                "peak_rss_bytes": _peak(file, threads),
+                "peak_rss_bytes": device.peak(file),
                 "runs": row.runs,
                 "threads": threads,
                 "shapes": shape,
@@ -279,16 +274,3 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     finite = expected.isfinite()
     difference = (expected[finite].double() - found[finite].double()).abs()
     return float(difference.max()) if len(difference) else 0.0
-
-
-def _timed(
-    files: Sequence[File], threads: int, timing: dict[str, Any]
-) -> tuple[list[Latency], list[dict[str, list[int]]]]:
-    """Latencies of ``files``, and the shapes of what they were fed, by name."""
-    answer, _ = isolated.do("time", files, threads=threads, timing=timing)
-    return [Latency(**row) for row in answer["timed"]], answer["shapes"]
-
-
-def _peak(file: File, threads: int) -> int:
-    answer, _ = isolated.do("peak", [file], threads=threads, fresh=True)
-    return int(answer["peak"])

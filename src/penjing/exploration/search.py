@@ -28,6 +28,7 @@ from torch import nn
 from penjing import files, report
 from penjing.devices import artifact, measurement
 from penjing.devices.comparison import Original
+from penjing.devices.local import Local
 from penjing.errors import PenjingError
 from penjing.exploration.attempt import TooLongError, attempt, blamed, reason_of
 from penjing.exploration.budget import Budget, describe
@@ -140,7 +141,7 @@ class _Search:
         self.model = plain(model, task.example.to(device))
         self.form = outputs_of(self.model, task.batches("train", 1, limit=1))[0]
         self.original = Original(study.folder / "trials" / BASELINE / "model.onnx", task, self.form)
-        self.task, self.study, self.effort, self.threads = task, study, effort, threads
+        self.task, self.study, self.effort, self.device = task, study, effort, Local(threads)
         self.before_s, self.start = study.elapsed_s, clock.monotonic()
         self.progress, self.line = progress, Bar()
 
@@ -192,7 +193,7 @@ class _Search:
                 self.task,
                 self.study.folder / folder,
                 recipe={"name": BASELINE},
-                threads=self.threads,
+                device=self.device,
             )
         except Exception as error:
             if isinstance(error, PenjingError) or files.disk_is_full(error):
@@ -417,7 +418,7 @@ class _Search:
             self.study.folder / folder,
             recipe=recipe.to_dict(),
             reference=self.original,
-            threads=self.threads,
+            device=self.device,
         )
         if not all(map(math.isfinite, (card.score, card.drop, card.divergence or 0.0))):
             raise PenjingError("its outputs are not finite numbers")
@@ -469,5 +470,5 @@ class _Search:
         model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
         with tempfile.TemporaryDirectory() as folder:
             return artifact.build(
-                model, self.task, Path(folder), recipe=recipe.to_dict(), threads=self.threads
+                model, self.task, Path(folder), recipe=recipe.to_dict(), device=self.device
             )
