@@ -120,7 +120,7 @@ def test_a_bundle_is_written_measured_and_run(
     assert len(lines) == 6
     (row,) = json.loads(run("bench", bundle, "--frames", film, "--json"))
     assert row["bytes"] == bundle.stat().st_size and row["latencies"]["detector"]["median_ms"] > 0
-    assert "median ms" in run("bench", detector / "model.penjing", "--size", "320x240")
+    assert "median ms" in run("bench", detector / "model.penjing", "--size", "240x320")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_bundle_is_written_measured_and_run(
         (("run", "a.mp4"), "either --detector or --bundle"),
         (("run", "--detector", "d.penjing", "--model", "m.onnx", "a.mp4"), "--crop together"),
         (("run", "--bundle", "b", "--every", "2", "a.mp4"), "its own settings"),
-        (("bench", "DETECTOR", "--size", "wide"), "width x height"),
+        (("bench", "DETECTOR", "--size", "wide"), "height x width"),
         (("train", "--data", "no.json", "-o", "OUT"), r"no\.json"),
     ],
 )

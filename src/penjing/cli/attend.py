@@ -171,7 +171,7 @@ def bench(
     frames: Annotated[
         list[str] | None, typer.Option(help="What the camera sees; default: random pixels.")
     ] = None,
-    size: Annotated[str, typer.Option(help="Of random frames, width x height.")] = "1280x720",
+    size: Annotated[str, typer.Option(help="Of random frames, height x width.")] = "720x1280",
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
@@ -267,10 +267,10 @@ def _crops(path: Path) -> list[Crop]:
 def _random_frame(size: str) -> Any:
     import numpy as np
 
-    width, _, height = size.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise PenjingError(f"--size must be width x height, as 1280x720; found {size!r}")
-    return np.random.default_rng(0).integers(256, size=(int(height), int(width), 3), dtype=np.uint8)
+    from penjing.tasks.preprocessing import parse_size, sides
+
+    height, width = sides(parse_size(size))
+    return np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
 def _show_card(name: str, card: dict[str, Any], as_json: bool) -> None:

@@ -78,6 +78,11 @@ class Task:
     form; None is top-1 accuracy."""
 
     @property
+    def classifies(self) -> bool:
+        """Whether an output is class scores, which cross entropy compares with class numbers."""
+        return self.custom_loss is None
+
+    @property
     def has_test(self) -> bool:
         return "test" in self.splits
 
@@ -180,7 +185,7 @@ class Task:
         Raises:
             PenjingError: there is no such tensor.
         """
-        if self.custom_loss is None:
+        if self.classifies:
             return [Compared(divergence.columns(outputs.logits(output)).float(), True)]
         found = []
         for tensor in outputs.tensors(output):
@@ -229,7 +234,7 @@ class Task:
         self._check_training(model, images, target)
 
     def _check_columns(self, output: Any) -> None:
-        if self.custom_loss is not None:
+        if not self.classifies:
             return
         shape = outputs.logits(output).shape
         one_logit = len(self.classes) == 2 and shape in ((2,), (2, 1))
