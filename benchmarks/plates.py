@@ -25,10 +25,10 @@ import results
 from frontier import CACHE, SHARED, need, penjing, row, unpack
 from penjing.attention import Crop, Detector, Motion, Pipeline
 from penjing.attention.crop import jittered, learn
-from penjing.attention.frames import read
 from penjing.targets.onnxruntime import runtime
 from penjing.targets.timing import time_calls
 from penjing.tasks import coco
+from penjing.tasks.frames import read
 
 HOME = CACHE / "plates"
 MODELS = Path(rapidocr_onnxruntime.__file__).parent / "models"

@@ -13,9 +13,9 @@ from torch import nn
 
 from penjing import PenjingError, attention
 from penjing.attention import Crop, Detector, Motion, Pipeline, bundle
-from penjing.attention.frames import read
 from penjing.container.streams import number
 from penjing.tasks import coco
+from penjing.tasks.frames import read
 
 
 @pytest.fixture(scope="module")

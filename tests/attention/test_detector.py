@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from penjing import PenjingError
 from penjing.attention import Detector
-from penjing.attention.frames import read, to_input
 from penjing.tasks import coco, detection_metrics
+from penjing.tasks.frames import read, to_input
 
 
 def test_it_finds_the_rectangles(detector: Path, boxes: Path):

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from penjing import PenjingError
 from penjing.attention import build, video
-from penjing.attention.frames import read
 from penjing.cli.main import app
 from penjing.tasks import coco
+from penjing.tasks.frames import read
 
 CROP = "height: 16\nwidth: 24\n"
 

@@ -30,7 +30,7 @@ _HOME = {
     "Pipeline": "pipeline",
     "load": "bundle",
     "save": "bundle",
-    "train": "training",
+    "train": "build",
 }
 
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from penjing import recipe as recipes
 from penjing.attention import MOST_EPOCHS, STEPS
 from penjing.attention.decoding import Decoding, Threshold, decode
-from penjing.attention.frames import read
-from penjing.attention.images import BoxImages
 from penjing.attention.loss import detection_loss
 from penjing.attention.pixel_input import PixelInput
 from penjing.devices import artifact, measurement
@@ -27,7 +25,9 @@ from penjing.net.input_quantizer import InputQuantizer
 from penjing.recipe import Recipe, Stage
 from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Preprocessing, Task, coco, detection_metrics, outputs_of
+from penjing.tasks.boxes import BoxImages
 from penjing.tasks.coco import Annotated
+from penjing.tasks.frames import read
 from penjing.techniques.quantize import Quantize
 from penjing.training import TrainSettings
 

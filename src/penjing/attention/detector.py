@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing import container
-from penjing.attention.frames import check, to_input
 from penjing.errors import PenjingError
 from penjing.targets.onnxruntime import runtime
+from penjing.tasks.frames import check, to_input
 
 METADATA = "penjing.threshold"
 """Key of the file's metadata that holds the score from which an object counts as found."""

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from penjing.attention.crop import Crop
 from penjing.attention.detector import onnx_bytes
-from penjing.attention.frames import check
 from penjing.attention.motion import Gate, Motion
 from penjing.attention.tracker import Tracker
 from penjing.errors import PenjingError
 from penjing.targets.onnxruntime import runtime
+from penjing.tasks.frames import check
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.attention import frames
 from penjing.attention.pipeline import Found
 from penjing.errors import PenjingError
 from penjing.progress import say
+from penjing.tasks import frames
 
 IMAGES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),

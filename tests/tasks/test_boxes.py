@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from penjing import PenjingError
-from penjing.attention.images import BoxImages
 from penjing.tasks import coco
+from penjing.tasks.boxes import BoxImages
 
 
 def bright_box(pixels: np.ndarray) -> np.ndarray:
@@ -29,8 +29,8 @@ def test_plain_images_keep_their_boxes(boxes: Path):
 
 
 def test_views_move_boxes_with_their_objects(boxes: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("penjing.attention.images.MOSAIC", 0.0)
-    monkeypatch.setattr("penjing.attention.images.recolour", lambda pixels, *_: pixels)
+    monkeypatch.setattr("penjing.tasks.boxes.MOSAIC", 0.0)
+    monkeypatch.setattr("penjing.tasks.boxes.recolour", lambda pixels, *_: pixels)
     images = BoxImages(coco.read(boxes), 96, 96, 3)
     checked = 0
     for pixels, targets in images.batches(torch.arange(48), 8, torch.Generator().manual_seed(1)):

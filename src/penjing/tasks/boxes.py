@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from penjing.attention.frames import read, to_input
 from penjing.errors import PenjingError
 from penjing.tasks.augment import SHIFT
 from penjing.tasks.coco import Annotated
+from penjing.tasks.frames import read, to_input
 
 Pixels = NDArray[Any]
 """uint8 ``[h, w, channels]``."""

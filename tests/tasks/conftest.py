@@ -1,0 +1,5 @@
+"""Rectangles to find."""
+
+from rectangles import boxes
+
+__all__ = ["boxes"]
