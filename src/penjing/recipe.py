@@ -249,9 +249,7 @@ def _run_stage(
     checkpoint: Path | None,
     progress: bool,
 ) -> None:
-    attached = [technique.fresh() for technique in stage.techniques]
-    for technique in attached:
-        technique.attach(model, task)
+    attached = [technique.attach(model, task) for technique in stage.techniques]
     if stage.train is not None:
         train(
             model,

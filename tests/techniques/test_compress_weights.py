@@ -73,19 +73,15 @@ def test_the_file_has_the_size_that_was_asked_for(
 
 
 def test_layers_may_be_parametrized_already(net: nn.Module, task: Task, tmp_path: Path) -> None:
-    rounded = RoundBiases(bits=8)
     fold_batch_norm(net, task.example)
-    rounded.attach(net, task)
-    run = CompressWeights(max_bytes=6_000)
-    run.attach(net, task)
-    run.bake(net)
+    rounded = RoundBiases(bits=8).attach(net, task)
+    CompressWeights(max_bytes=6_000).attach(net, task).bake(net)
     rounded.bake(net)
     assert 0.95 * 6_000 <= file_bytes(net, task, tmp_path) <= 6_000
 
 
 def test_in_training_integers_do_not_depend_on_one_another(net: nn.Module, task: Task) -> None:
-    run = CompressWeights(distortion=1e-9)
-    run.attach(net, task)
+    run = CompressWeights(distortion=1e-9).attach(net, task)
     assert all(on_the_trellis(layer) for layer in compressible(net).values())
     run.step(net, 0.0)
     assert not any(on_the_trellis(layer) for layer in compressible(net).values())

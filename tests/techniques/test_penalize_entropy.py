@@ -15,7 +15,7 @@ from penjing.net.layers import compressible
 from penjing.quantization import rate_model
 from penjing.targets.onnxruntime.export import export
 from penjing.tasks import Task, evaluate, from_arrays
-from penjing.techniques.penalize_entropy import PenalizeEntropy, _bits, _rounded
+from penjing.techniques.penalize_entropy import PenalizedEntropy, PenalizeEntropy, _bits, _rounded
 from penjing.training import TrainSettings, train
 
 TRAIN = {"epochs": 6, "batch_size": 32, "optimizer": "adamw", "lr": 0.005, "augment": False}
@@ -147,17 +147,17 @@ def test_an_interrupted_training_comes_to_the_same_weights(
     stage = {"techniques": [{"penalize_entropy": {"max_bytes": 4_000}}], "train": training}
     steps = recipe.parse({"stages": [stage]})
     whole = recipe.compress(net, task, steps)
-    step = PenalizeEntropy.step
+    step = PenalizedEntropy.step
 
-    def killed(self: PenalizeEntropy, model: nn.Module, progress: float) -> None:
+    def killed(self: PenalizedEntropy, model: nn.Module, progress: float) -> None:
         step(self, model, progress)
         if progress > 0.5:
             raise StopError
 
-    monkeypatch.setattr(PenalizeEntropy, "step", killed)
+    monkeypatch.setattr(PenalizedEntropy, "step", killed)
     with pytest.raises(StopError):
         recipe.compress(net, task, steps, cache=tmp_path)
-    monkeypatch.setattr(PenalizeEntropy, "step", step)
+    monkeypatch.setattr(PenalizedEntropy, "step", step)
     again = recipe.compress(net, task, steps, cache=tmp_path)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value)

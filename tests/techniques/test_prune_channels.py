@@ -184,11 +184,11 @@ def bodies():
 def bake_exactly(model: nn.Module, technique: PruneChannels, task) -> nn.Module:
     """The baked model, after comparing it with the masked one on inputs that bake did not see."""
     model = copy.deepcopy(model)
-    technique.attach(model, task)
+    attached = technique.attach(model, task)
     images = torch.randn(4, *task.example.shape[1:])
     with torch.no_grad():
         masked = model(images)
-        technique.bake(model)
+        attached.bake(model)
         torch.testing.assert_close(model(images), masked, rtol=1e-4, atol=1e-5)
     return model
 
@@ -232,15 +232,13 @@ def test_what_the_library_cannot_tell_is_not_pruned(mapping, known):
 def test_baked_is_masked_and_ratio_is_met(name, task):
     model = lively(bodies()[name])
     original = profile(model, task.example)
-    technique = PruneChannels(ratio=0.25)
-    small = bake_exactly(model, technique, task)
+    small = bake_exactly(model, PruneChannels(ratio=0.25), task)
     removed = 1 - profile(small, task.example).macs / original.macs
     assert 0.25 <= removed < 0.33
     assert small.classifier.out_features == 4
-    assert technique.removed
-    for layer, (before, after) in technique.removed.items():
-        assert len(model.get_submodule(layer).weight) == before > after
-        assert len(small.get_submodule(layer).weight) == after
+    before, after = ([len(m.weight) for m in compressible(n).values()] for n in (model, small))
+    assert any(b > a for b, a in zip(before, after, strict=True))
+    assert all(b >= a for b, a in zip(before, after, strict=True))
 
 
 def test_bodies_keep_what_must_stay(task):
@@ -305,10 +303,9 @@ def test_taylor_leaves_the_model_as_it_is(task):
 def test_schedule_starts_with_the_whole_model(task):
     model = lively(bodies()["residual"])
     expected = model(task.example)
-    technique = PruneChannels(ratio=0.3)
-    technique.attach(model, task)
+    attached = PruneChannels(ratio=0.3).attach(model, task)
     assert not torch.allclose(model(task.example), expected)
-    technique.step(model, 0.0)
+    attached.step(model, 0.0)
     torch.testing.assert_close(model(task.example), expected)
 
 
@@ -316,11 +313,10 @@ def test_trained_together_with_weight_pruning(task):
     for order in (0, 1):
         model = lively(bodies()["concat"])
         both = [PruneChannels(ratio=0.2), PruneWeights(sparsity=0.5)][:: 1 - 2 * order]
-        for technique in both:
-            technique.attach(model, task)
+        attached = [technique.attach(model, task) for technique in both]
         expected = model(task.example)
-        for technique in reversed(both):
-            technique.bake(model)
+        for one in reversed(attached):
+            one.bake(model)
         torch.testing.assert_close(model(task.example), expected, rtol=1e-4, atol=1e-5)
         assert any((layer.weight == 0).any() for layer in compressible(model).values())
 
@@ -343,11 +339,10 @@ def test_quantized_in_the_same_stage(task):
     """Quantize after pruning works; before it, cutting would lose its grids."""
     model = lively(bodies()["residual"])
     both = [PruneChannels(ratio=0.3), Quantize()]
-    for technique in both:
-        technique.attach(model, task)
+    attached = [technique.attach(model, task) for technique in both]
     expected = model(task.example)
-    for technique in reversed(both):
-        technique.bake(model)
+    for one in reversed(attached):
+        one.bake(model)
     torch.testing.assert_close(model(task.example), expected, rtol=1e-3, atol=1e-3)
     assert all(len(m.weight_format.scale) == len(m.weight) for m in compressible(model).values())
     Quantize().attach(again := lively(bodies()["residual"]), task)
@@ -359,12 +354,11 @@ def test_factorized_in_the_same_stage(task):
     """The factors' own training may not bring doomed channels back."""
     model = lively(bodies()["residual"])
     both = [PruneChannels(ratio=0.3), Factorize(ratio=0.2)]
-    for technique in both:
-        technique.attach(model, task)
-    train(model, task, TrainSettings(epochs=1, batch_size=16, lr=0.05), both)
+    attached = [technique.attach(model, task) for technique in both]
+    train(model, task, TrainSettings(epochs=1, batch_size=16, lr=0.05), attached)
     factors = [name for name, _ in model.named_modules() if name.endswith("0.0")]
-    for technique in reversed(both):
-        technique.bake(model)
+    for one in reversed(attached):
+        one.bake(model)
     assert factors and model(task.example).shape == (1, 4)
 
 

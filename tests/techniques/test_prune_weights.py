@@ -96,8 +96,7 @@ def test_n_of_m(task, n, m, channels, seed):
     layer = nn.Conv2d(m * channels, 3, 3)
     before = layer.weight.detach().clone()
     model, technique = nn.Sequential(layer), PruneWeights(pattern=f"{n}:{m}")
-    technique.attach(model, task)  # which has images of other channels
-    technique.bake(model)
+    technique.attach(model, task).bake(model)  # the task has images of other channels
     blocks = model[0].weight.movedim(1, -1).unflatten(-1, (channels, m))
     assert ((blocks != 0).sum(-1) == n).all()
     largest = before.movedim(1, -1).unflatten(-1, (channels, m)).abs().topk(n).values.sum(-1)
@@ -120,11 +119,11 @@ def test_cubic_is_zhu_and_guptas_schedule():
 
 @pytest.mark.parametrize("goal", [{"sparsity": 0.8}, {"pattern": "1:4"}])
 def test_step_follows_the_schedule(task, goal):
-    model, technique = net(), PruneWeights(**goal)
-    technique.attach(model, task)
+    model = net()
+    attached = PruneWeights(**goal).attach(model, task)
     final = total_sparsity(model)
     for progress in (0.0, 0.2, 0.5, 1.0):
-        technique.step(model, progress)
+        attached.step(model, progress)
         assert total_sparsity(model) == pytest.approx(final * cubic(progress), abs=2e-3)
 
 
@@ -153,8 +152,7 @@ def test_layers_without_a_share_stay_dense(task):
 def test_shares_by_layer_follow_the_schedule(task):
     model = net()
     technique = PruneWeights(sparsity={"2": 0.8, "4": 0.5})
-    technique.attach(model, task)
-    technique.step(model, 0.14)  # a fifth of the ramp: 1 - 0.8 ** 3
+    technique.attach(model, task).step(model, 0.14)  # a fifth of the ramp: 1 - 0.8 ** 3
     found = zeros(model)
     assert found["2"] == pytest.approx(0.8 * 0.488, abs=1e-3)
     assert found["4"] == pytest.approx(0.5 * 0.488, abs=1e-3)

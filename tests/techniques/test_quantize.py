@@ -164,8 +164,7 @@ def test_nan_is_reported_by_layer(net: nn.Module, task: Task) -> None:
 def test_training_with_two_bits_learns_and_bakes_what_it_trained(
     net: nn.Module, task: Task
 ) -> None:
-    technique = Quantize(weight_bits=2)
-    technique.attach(net, task)
+    attached = Quantize(weight_bits=2).attach(net, task)
     net.train()
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     scale = layers.compressible(net)["3"].parametrizations.weight[0].scale
@@ -181,5 +180,5 @@ def test_training_with_two_bits_learns_and_bakes_what_it_trained(
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
     assert not torch.equal(scale, before)
     trained = outputs(net.eval(), task)
-    technique.bake(net)
+    attached.bake(net)
     torch.testing.assert_close(outputs(net, task), trained, atol=2e-3, rtol=2e-2)

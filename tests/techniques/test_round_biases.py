@@ -44,12 +44,11 @@ def test_the_step_is_the_smallest_that_reaches(values, bits):
 
 def test_training_goes_on_with_the_rounding_in_place(task):
     model = net()
-    technique = RoundBiases(bits=3)
-    technique.attach(model, task)
+    attached = RoundBiases(bits=3).attach(model, task)
     output = model(task.example)
     output.sum().backward()
     assert model[4].parametrizations.bias.original.grad.tolist() == [1.0, 1.0]
-    technique.bake(model)
+    attached.bake(model)
     assert torch.equal(model(task.example), output)
     for layer in (model[0], model[4]):
         steps = layer.bias.detach() / grids.step_for(layer.bias.detach(), 3)

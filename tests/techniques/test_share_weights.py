@@ -77,8 +77,7 @@ def test_zero_is_a_value_of_its_own_in_a_sparse_layer(net: nn.Module, task: Task
 def test_a_centroids_gradient_is_the_sum_of_its_weights_gradients(
     net: nn.Module, task: Task
 ) -> None:
-    technique = ShareWeights(bits=2)
-    technique.attach(net, task)
+    ShareWeights(bits=2).attach(net, task)
     codebook = net[4].parametrizations.weight[0]
     weight = codebook(torch.empty(0))
     factor = torch.randn_like(weight)
@@ -89,14 +88,13 @@ def test_a_centroids_gradient_is_the_sum_of_its_weights_gradients(
 
 
 def test_training_moves_the_codebook(net: nn.Module, task: Task) -> None:
-    technique = ShareWeights(bits=2)
-    technique.attach(net, task)
+    attached = ShareWeights(bits=2).attach(net, task)
     before = net[4].weight.detach().unique()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     for images, labels in task.batches("train", 16):
         task.loss(net(images), labels).backward()
         optimizer.step()
-    technique.bake(net)
+    attached.bake(net)
     assert len(net[4].weight.unique()) == 4
     assert not torch.equal(net[4].weight.detach().unique(), before)
 

@@ -71,8 +71,7 @@ def run(task: Task, path: Path | None, **more: Any) -> tuple[nn.Module, TrainRes
     """A training of a pruned net, with what is given in ``more`` in the place of the usual."""
     model = more.pop("model", None) or net()
     pruning = more.pop("pruning", None) or PruneWeights(sparsity=0.5)
-    pruning = pruning.fresh()
-    pruning.attach(model, task)
+    pruning = pruning.attach(model, task)
     others = {key: more.pop(key) for key in ("teacher", "discard") if key in more}
     result = train(model, task, settings(**more), [pruning], checkpoint=path, **others)
     pruning.bake(model)

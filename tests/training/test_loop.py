@@ -13,7 +13,7 @@ from penjing.net.layers import compressible
 from penjing.tasks import evaluate, from_arrays
 from penjing.techniques.prune_channels import PruneChannels
 from penjing.techniques.prune_weights import PruneWeights
-from penjing.techniques.technique import Technique
+from penjing.techniques.technique import Attached, Technique
 from penjing.training import TrainSettings, loop, seconds_per_epoch, train
 from penjing.training.schedule import learning_rate, momentum
 from penjing.training.settings import Distill
@@ -49,23 +49,21 @@ def net(dropout: float = 0.0) -> nn.Sequential:
     )
 
 
-class Watch(Technique):
-    """Notes progress, and does something at one of the steps."""
+class Nothing(Technique):
+    """It leaves the model as it is."""
 
-    name = "watch"
-    _seen: list[float]
-    _at: int
-    _action: object
-
-    def __init__(self, at: int = -1, action=None) -> None:
-        super().__init__()
-        self._seen, self._at, self._action = [], at, action
+    name = "nothing"
 
     def attach(self, model, task):
-        """It leaves the model as it is."""
+        return Attached(self)
 
-    def bake(self, model):
-        """There is nothing to bake."""
+
+class Watch(Attached):
+    """Notes progress, and does something at one of the steps."""
+
+    def __init__(self, at: int = -1, action=None) -> None:
+        super().__init__(Nothing())
+        self._seen, self._at, self._action = [], at, action
 
     def step(self, model, progress):
         self._seen.append(progress)
@@ -157,10 +155,9 @@ def test_killed_and_resumed_is_uninterrupted(task, tmp_path, monkeypatch, optimi
     def run(watch, checkpoint):
         model = net(dropout=0.3)
         techniques = [PruneChannels(ratio=0.3), PruneWeights(sparsity=0.5)]
-        for technique in techniques:
-            technique.attach(model, task)
+        attached = [technique.attach(model, task) for technique in techniques]
         kwargs = {"teacher": teacher, "checkpoint": checkpoint}
-        result = train(model, task, settings, [*techniques, watch], **kwargs)
+        result = train(model, task, settings, [*attached, watch], **kwargs)
         return model, result
 
     whole, expected = run(Watch(), None)
@@ -207,8 +204,8 @@ def test_checkpoint_of_another_training(task, tmp_path):
 def test_time_budget_ends_training_with_complete_schedules(task, monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
-    model, watch, pruning = net(), Watch(), PruneWeights(sparsity=0.5)
-    pruning.attach(model, task)
+    model, watch = net(), Watch()
+    pruning = PruneWeights(sparsity=0.5).attach(model, task)
     settings = TrainSettings(epochs=100, batch_size=16, time_budget=60)
     result = train(model, task, settings, [pruning, watch])
     assert result.stopped_early and result.epochs < 20

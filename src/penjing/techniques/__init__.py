@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from penjing.techniques.technique import Technique, apply, bake
+from penjing.techniques.technique import Attached, Technique, apply, bake
 
-__all__ = ["Technique", "apply", "bake", "techniques"]
+__all__ = ["Attached", "Technique", "apply", "bake", "techniques"]
 
 
 def techniques() -> dict[str, type[Technique]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -24,7 +25,7 @@ from penjing.targets.onnxruntime.export import packed_bytes
 from penjing.tasks import Task, interval, outputs_of
 from penjing.tasks.interval import Comparison
 from penjing.tasks.task import SplitName
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 
 CORRECTION_IMAGES = 96
 TRAINING_IMAGES = 512
@@ -67,11 +68,6 @@ class CompressWeights(Technique):
     calibration: int = Field(default=512, ge=1)
     """Number of training images to find sensitivities on."""
 
-    _search: _Search | None = PrivateAttr(default=None)
-    _quantizers: dict[nn.Module, WeightQuantizer] = PrivateAttr(default_factory=dict)
-    _distortion: float = PrivateAttr(default=0.0)
-    _bias_gains: dict[nn.Module, float] = PrivateAttr(default_factory=dict)
-
     @model_validator(mode="after")
     def _one_aim(self) -> CompressWeights:
         aims = [self.distortion, self.max_bytes, self.max_drop]
@@ -79,7 +75,7 @@ class CompressWeights(Technique):
             raise ValueError("give one of distortion, max_bytes and max_drop")
         return self
 
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, measure sensitivities, search, round, correct.
 
         Raises ``PenjingError`` for NaN or infinity in a layer's weights or inputs, and when not even
@@ -98,31 +94,48 @@ class CompressWeights(Technique):
             model, found, batches[:-1] or batches, classifies=task.custom_loss is None
         )
         outputs = observation.collect(model, found, [some], moments=False)
-        self._search = _Search(layers.copied(model), task, known, outputs, some, batches[-1])
-        self._search.refine(self._search.distortion(self, roughly=True))
-        self._choose(model, dependent=True)
+        search = _Search(layers.copied(model), task, known, outputs, some, batches[-1])
+        search.refine(search.distortion(self, roughly=True))
+        attached = CompressedWeights(self, search)
+        attached.choose(model, dependent=True)
+        return attached
+
+
+@dataclass(eq=False)
+class CompressedWeights(Attached):
+    """Weights on the grids that a search has found.
+
+    Attributes:
+        quantizers: what rounds the weights of each layer, whose scale learns if there is a training.
+        distortion: divergence that the rounding of one weight costs.
+        bias_gains: curvature of the divergence in each layer's biases.
+    """
+
+    settings: CompressWeights
+    search: _Search
+    quantizers: dict[nn.Module, WeightQuantizer] = field(default_factory=dict)
+    distortion: float = 0.0
+    bias_gains: dict[nn.Module, float] = field(default_factory=dict)
+
+    def choose(self, model: nn.Module, *, dependent: bool) -> None:
+        """Search the distortion, and put the weights of ``model`` on the grids that follow from it."""
+        found = layers.compressible(model)
+        self.search.dependent = dependent
+        self.distortion = self.search.distortion(self.settings)
+        self.bias_gains = {found[name]: one.bias_gain for name, one in self.search.known.items()}
+        self.search.put_on(model, self.distortion, self.quantizers)
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Before the first step of a training, choose anew integers that can move one by one."""
-        if self._search is not None and self._search.dependent:
-            self._choose(model, dependent=False)
-
-    def _choose(self, model: nn.Module, *, dependent: bool) -> None:
-        search, found = cast(_Search, self._search), layers.compressible(model)
-        search.dependent = dependent
-        self._distortion = search.distortion(self)
-        self._bias_gains = {found[name]: one.bias_gain for name, one in search.known.items()}
-        search.put_on(model, self._distortion, self._quantizers)
+        if self.search.dependent:
+            self.choose(model, dependent=False)
 
     def bake(self, model: nn.Module) -> None:
         """Leave the weights on their grids, and biases with few bits."""
-        self._search = None
         for layer in layers.compressible(model).values():
-            quantizer = self._quantizers.pop(layer, None)
-            if quantizer is None:
-                continue
-            gain = self._bias_gains.pop(layer, 0.0)
-            _fix(layer, quantizer, gain, self._distortion)
+            quantizer = self.quantizers.get(layer)
+            if quantizer is not None:
+                _fix(layer, quantizer, self.bias_gains.get(layer, 0.0), self.distortion)
 
 
 def compress_weights(model: nn.Module, task: Task, **settings: object) -> nn.Module:

@@ -23,7 +23,7 @@ from penjing.net.norms import fold_batch_norm
 from penjing.net.observation import channel_axis, evaluating, hooked
 from penjing.progress import shown
 from penjing.tasks import Task
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 
 HOOI_SWEEPS = 3
 BISECTION_STEPS = 50
@@ -65,7 +65,7 @@ class Factorize(Technique):
             raise ValueError("give one of ratio and variance")
         return self
 
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Replace layers by ``nn.Sequential`` of their factors.
 
         Raises:
@@ -82,9 +82,7 @@ class Factorize(Technique):
             factors = {name: _factors(found[name], rank) for name, rank in ranks.items()}
         for name, new in factors.items():
             _replace(model, found[name], new.train(found[name].training))
-
-    def bake(self, model: nn.Module) -> None:
-        """Nothing is left to do: the factors are plain layers."""
+        return Attached(self)  # the factors are plain layers: nothing is left to do
 
 
 def factorize(model: nn.Module, task: Task, **settings: Any) -> nn.Module:

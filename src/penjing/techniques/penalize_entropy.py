@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -21,7 +22,7 @@ from penjing.quantization import grids, rate_distortion, rate_model
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.targets.onnxruntime.export import packed_bytes
 from penjing.tasks import Task
-from penjing.techniques.technique import Technique
+from penjing.techniques.technique import Attached, Technique
 
 BITS = 8
 FINE = 0.25
@@ -76,7 +77,7 @@ class PenalizeEntropy(Technique):
     """
 
     name: ClassVar[str] = "penalize_entropy"
-    leaves_idle_channels: ClassVar[bool] = True
+    leaves_dead_channels: ClassVar[bool] = True
     needs_training: ClassVar[str | None] = "compress_weights finds a small file without it"
     cannot_follow: ClassVar[dict[str, str]] = {
         "quantize": "the weights are on an integer grid already; choose one of the two",
@@ -90,67 +91,82 @@ class PenalizeEntropy(Technique):
     times_smaller: float | None = Field(default=None, gt=1)
     """The same as a part of the model's parameters in float32, as the model is when it is attached."""
 
-    _grids: dict[Layer, LearnedGrid] = PrivateAttr(default_factory=dict)
-    _groups: list[Group] = PrivateAttr(default_factory=list)
-    _pressure: Pressure = PrivateAttr()
-    _task: Task = PrivateAttr()
-    _most: int = PrivateAttr(default=0)
-    _spent: float = PrivateAttr(default=0.0)
-
     @model_validator(mode="after")
     def _one_size(self) -> PenalizeEntropy:
         if (self.max_bytes is None) == (self.times_smaller is None):
             raise ValueError("give either max_bytes (such as 40000) or times_smaller (such as 20)")
         return self
 
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> PenalizedEntropy:
         """Put fine grids on the weights and see how much room the rest of the file leaves them.
 
         Raises ``PenjingError`` for NaN or infinity in a layer's weights, and for a size that leaves
         no room.
         """
-        self._task = task
         whole = sum(4 * parameter.numel() for parameter in model.parameters())
-        self._most = self.max_bytes or int(whole / (self.times_smaller or 1.0))
+        most = self.max_bytes or int(whole / (self.times_smaller or 1.0))
         device = next(model.parameters()).device
-        self._pressure = Pressure().to(device)
+        pressure = Pressure().to(device)
         found = layers.compressible(model)
         layers.check_finite(found)
-        self._groups = channels.groups(model, task.example.to(device))
+        groups = channels.groups(model, task.example.to(device))
+        links: dict[Layer, LearnedGrid] = {}
         for layer in found.values():
-            grid = LearnedGrid(_first_step(layer.weight.detach()), self._pressure).to(device)
+            grid = LearnedGrid(_first_step(layer.weight.detach()), pressure).to(device)
             parametrize.register_parametrization(layer, "weight", grid, unsafe=True)
-            self._grids[layer] = grid
-        rest = self._rest(model)
-        if self._pressure.wanted <= 0:
+            links[layer] = grid
+        attached = PenalizedEntropy(self, links, groups, pressure, task, most)
+        rest = attached.rest(model)
+        if pressure.wanted <= 0:
             raise PenjingError(
-                f"a file of {self._most} bytes is too small: {rest} bytes of it would not be weights; "
+                f"a file of {most} bytes is too small: {rest} bytes of it would not be weights; "
                 "allow a larger file or prune channels first."
             )
+        return attached
+
+
+@dataclass(eq=False)
+class PenalizedEntropy(Attached):
+    """Weights on grids that learn, and the penalty on what they cost.
+
+    Attributes:
+        grids: what rounds the weights of each layer.
+        groups: channels that go together.
+        pressure: how strong the penalty is.
+        most: largest size of the ``.penjing`` file in bytes.
+        spent: bits that the model of the coder gives the weights as they last were.
+    """
+
+    grids: dict[Layer, LearnedGrid]
+    groups: list[Group]
+    pressure: Pressure
+    task: Task
+    most: int
+    spent: float = 0.0
 
     def penalty(self) -> Tensor:
         """Strength times the mean bits of a weight, as the weights last were."""
-        steps = [grid.steps for grid in self._grids.values() if grid.steps is not None]
-        for grid in self._grids.values():
+        steps = [grid.steps for grid in self.grids.values() if grid.steps is not None]
+        for grid in self.grids.values():
             grid.steps = None  # the graph behind it ends with this step
         spent = [_bits(one) for one in steps]
-        self._spent = sum(whole for _, whole in spent)
+        self.spent = sum(whole for _, whole in spent)
         number = sum(one.numel() for one in steps)
-        return self._pressure.strength / number * torch.stack([bits for bits, _ in spent]).sum()
+        return self.pressure.strength / number * torch.stack([bits for bits, _ in spent]).sum()
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Strengthen or weaken the penalty by how far the size is from what it should be by now."""
-        if not self._spent:  # nothing has run yet
+        if not self.spent:  # nothing has run yet
             return
-        for grid in self._grids.values():
+        for grid in self.grids.values():
             grid.keep_coarse()
-        pressure = self._pressure
+        pressure = self.pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
-            pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self._spent)
-            dead_channels.quiet(model, self._groups)
+            pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self.spent)
+            dead_channels.quiet(model, self.groups)
         if any(float(pressure.progress) < look <= progress for look in LOOKS):
-            self._rest(model)
-        now = math.log2(float(pressure.honest) * self._spent)
+            self.rest(model)
+        now = math.log2(float(pressure.honest) * self.spent)
         if not pressure.steps:
             pressure.first.fill_(now)
         first, last = float(pressure.first), math.log2(max(float(pressure.wanted), 1.0))
@@ -174,24 +190,23 @@ class PenalizeEntropy(Technique):
         cut, spare = 0.0, 0
         for _ in range(FILES):
             codes = self._codes(cut)
-            excess = self._file(model, codes) - self._most
+            excess = self._file(model, codes) - self.most
             if excess <= 0:
                 break
             cut = self._cut(cut, _coded(codes) - excess - spare)
-            spare += self._most // 500
+            spare += self.most // 500
         else:
             raise PenjingError(
-                f"no weights were found with which the file has {self._most} bytes, the last has "
-                f"{self._most + excess}; train for more epochs or allow a larger file."
+                f"no weights were found with which the file has {self.most} bytes, the last has "
+                f"{self.most + excess}; train for more epochs or allow a larger file."
             )
         self._finish(model, codes)
-        self._grids.clear()
 
-    def _rest(self, model: nn.Module) -> int:
+    def rest(self, model: nn.Module) -> int:
         """Bytes of the file that are not weights; what is left for weights becomes what is wanted."""
         codes = self._codes(0.0)
         rest = self._file(model, codes) - _coded(codes)
-        self._pressure.wanted.fill_(8 * AIM * (self._most - rest))
+        self.pressure.wanted.fill_(8 * AIM * (self.most - rest))
         return rest
 
     def _cut(self, low: float, most: int) -> float:
@@ -207,7 +222,7 @@ class PenalizeEntropy(Technique):
     def _codes(self, cut: float) -> Codes:
         """Each layer's integers and step; up to ``cut`` steps more than a half go towards zero."""
         codes = {}
-        for layer, grid in self._grids.items():
+        for layer, grid in self.grids.items():
             with torch.no_grad():
                 steps = _before(layer, grid) / grid.step()
             sizes = (steps.abs() + 0.5 - cut).floor().clamp(0, rate_model.LARGEST)
@@ -225,16 +240,16 @@ class PenalizeEntropy(Technique):
             same = found[names[layer]]
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
-        dead_channels.cut_idle(finished, self._task.example.to(integers.device))
-        return packed_bytes(finished, self._task.example)
+        dead_channels.cut_idle(finished, self.task.example.to(integers.device))
+        return packed_bytes(finished, self.task.example)
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
         """Plain layers with weights ``integers * step``, norms folded, scales and biases of few bits."""
         for layer, (integers, step) in codes.items():
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
-        fold_batch_norm(model, self._task.example.to(integers.device))
-        dead_channels.quiet(model, self._groups)
+        fold_batch_norm(model, self.task.example.to(integers.device))
+        dead_channels.quiet(model, self.groups)
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -16,7 +17,7 @@ from penjing.net import channels, layers
 from penjing.net.channels import Group, Slice
 from penjing.net.profiling import profile
 from penjing.tasks import Task, outputs
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 from penjing.training.schedule import cubic
 
 MOST_REMOVED = 0.9
@@ -50,10 +51,6 @@ class PruneChannels(Technique):
     round_to: int = Field(default=1, ge=1)
     images: int = Field(default=512, ge=1)
 
-    _plan: Plan = PrivateAttr()
-    _example: Tensor = PrivateAttr()
-    _removed: dict[str, tuple[int, int]] = PrivateAttr(default_factory=dict)
-
     def objection(self, earlier: Sequence[Technique]) -> str | None:
         """As any technique's; and the blocks of a pattern count channels, which must not go."""
         if any(getattr(technique, "pattern", None) for technique in earlier):
@@ -71,12 +68,7 @@ class PruneChannels(Technique):
             )
         return None
 
-    @property
-    def removed(self) -> dict[str, tuple[int, int]]:
-        """After ``bake``: layers that lost output channels, with their number before and after."""
-        return self._removed
-
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Choose the channels and mask the weights that read them.
 
         Raises:
@@ -85,23 +77,44 @@ class PruneChannels(Technique):
                 quantizes weights.
         """
         _check_nothing_learns_on_weights(model)
-        self._example = task.example.to(next(model.parameters()).device)
-        groups = channels.groups(model, self._example)
+        example = task.example.to(next(model.parameters()).device)
+        groups = channels.groups(model, example)
         if not groups:
             raise PenjingError("prune_channels found no removable channels; use factorize instead.")
         saliency = self._saliency(model, task)
         scores = [_scores(group, model, saliency) for group in groups]
-        self._plan = _choose(model, self._example, groups, scores, self)
-        if not channels.is_exact(model, self._example, self._plan.removal(1.0)):
+        plan = _choose(model, example, groups, scores, self)
+        if not channels.is_exact(model, example, plan.removal(1.0)):
             raise PenjingError(
                 "prune_channels finds no channels in this model that can be cut together without "
                 "changing the rest; use factorize instead."
             )
-        self.step(model, 1.0)
+        attached = PrunedChannels(self, plan, example)
+        attached.step(model, 1.0)
+        return attached
+
+    def _saliency(self, model: nn.Module, task: Task) -> dict[str, Tensor]:
+        """For each layer, what its single weights matter (same shape as the weight)."""
+        if self.importance == "taylor":
+            return _taylor(model, task, self.images)
+        return {n: layer.weight.detach() ** 2 for n, layer in layers.compressible(model).items()}
+
+
+@dataclass(eq=False)
+class PrunedChannels(Attached):
+    """Channels that are masked, and cut out in the end.
+
+    Attributes:
+        plan: which channels go.
+        example: one input, float32 ``[1, C, H, W]``, on which the cut must not change the output.
+    """
+
+    plan: Plan
+    example: Tensor
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Mask the share of the chosen channels that the cubic schedule gives, worst first."""
-        for name, columns in channels.reading(self._plan.removal(cubic(progress))).items():
+        for name, columns in channels.reading(self.plan.removal(cubic(progress))).items():
             layer = channels.entry(model, name)
             _mask(layer).copy_(channels.column_mask(layer, columns))
 
@@ -112,21 +125,15 @@ class PruneChannels(Technique):
             PenjingError: the output on an example changes (a later technique stands in the way).
         """
         self.step(model, 1.0)
-        expected = channels.outputs(model, self._example)
+        expected = channels.outputs(model, self.example)
         for layer in list(model.modules()):
             layers.fold(layer, ColumnMask)
-        self._removed = channels.remove(model, self._plan.removal(1.0))
-        if not outputs.same(expected, channels.outputs(model, self._example)):
+        channels.remove(model, self.plan.removal(1.0))
+        if not outputs.same(expected, channels.outputs(model, self.example)):
             raise PenjingError(
                 "Cutting the channels changes the model's output, because another technique of the "
                 "same stage rescaled or moved them; put prune_channels into an earlier stage."
             )
-
-    def _saliency(self, model: nn.Module, task: Task) -> dict[str, Tensor]:
-        """For each layer, what its single weights matter (same shape as the weight)."""
-        if self.importance == "taylor":
-            return _taylor(model, task, self.images)
-        return {n: layer.weight.detach() ** 2 for n, layer in layers.compressible(model).items()}
 
 
 def prune_channels(model: nn.Module, task: Task, **settings: Any) -> nn.Module:

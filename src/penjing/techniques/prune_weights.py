@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.tasks import Task
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 from penjing.training.schedule import cubic
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -51,9 +52,6 @@ class PruneWeights(Technique):
     scope: Literal["global", "layer"] = "global"
     importance: Literal["lamp", "magnitude"] = "lamp"
 
-    _names: set[str] = PrivateAttr(default_factory=set)
-    _links: dict[nn.Module, WeightMask] = PrivateAttr(default_factory=dict)
-
     @model_validator(mode="after")
     def _one_goal(self) -> PruneWeights:
         if (self.sparsity is None) == (self.pattern is None):
@@ -70,7 +68,7 @@ class PruneWeights(Technique):
             )
         return None
 
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Mask the least important weights.
 
         Raises:
@@ -88,18 +86,29 @@ class PruneWeights(Technique):
             raise PenjingError(
                 f"prune_weights found no convolution or linear layer whose {wanted}."
             )
-        self._names = set(found)
+        links: dict[nn.Module, WeightMask] = {}
         for name, layer in found.items():
             share = _share_of(name, self.sparsity) if isinstance(self.sparsity, dict) else None
-            self._links[layer] = mask = WeightMask(layer.weight.detach(), share)
+            links[layer] = mask = WeightMask(layer.weight.detach(), share)
             parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
-        self.step(model, 1.0)
+        attached = PrunedWeights(self, set(found), links)
+        attached.step(model, 1.0)
+        return attached
+
+
+@dataclass(eq=False)
+class PrunedWeights(Attached):
+    """Weights under masks, ``links``, of the layers ``names``."""
+
+    settings: PruneWeights
+    names: set[str]
+    links: dict[nn.Module, WeightMask]
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Choose the masks anew for the sparsity that the cubic schedule gives, among the weights that
         masks attached earlier leave."""
         there = set(layers.compressible(model).values())
-        links = {layer: link for layer, link in self._links.items() if layer in there}
+        links = {layer: link for layer, link in self.links.items() if layer in there}
         level = int(progress * UPDATES)
         # The level is kept with the masks, so that a resumed training chooses at the same steps.
         if all(int(link.level) == level for link in links.values()):
@@ -114,24 +123,25 @@ class PruneWeights(Technique):
     def bake(self, model: nn.Module) -> None:
         """Make the zeros permanent, and mark the layers as sparse so that they stay."""
         for name, layer in layers.compressible(model).items():
-            if name in self._names:
+            if name in self.names:
                 layers.fold(layer, WeightMask)
                 layer.sparse = True  # type: ignore[assignment]
 
     def _masks(
         self, links: list[WeightMask], weights: list[Tensor], strength: float
     ) -> list[Tensor]:
-        if self.pattern is not None:
-            return [_pattern_mask(w, self.pattern, strength) for w in weights]
-        if isinstance(self.sparsity, dict):
+        settings = self.settings
+        if settings.pattern is not None:
+            return [_pattern_mask(w, settings.pattern, strength) for w in weights]
+        if isinstance(settings.sparsity, dict):
             shares = [(link.share or 0.0) * strength for link in links]
             pairs = zip(weights, shares, strict=True)
             return [_smallest([weight.abs()], share)[0] for weight, share in pairs]
-        assert self.sparsity is not None
-        share = self.sparsity * strength
-        if self.scope == "layer":
+        assert settings.sparsity is not None
+        share = settings.sparsity * strength
+        if settings.scope == "layer":
             return [_smallest([weight.abs()], share)[0] for weight in weights]
-        scores = [lamp(w) if self.importance == "lamp" else w.abs() for w in weights]
+        scores = [lamp(w) if settings.importance == "lamp" else w.abs() for w in weights]
         return _smallest(scores, share)
 
 

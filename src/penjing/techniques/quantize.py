@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -22,7 +23,7 @@ from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
 from penjing.tasks import Task
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 
 WeightBits = Literal[16, 8, 4, 2, 1]
 
@@ -56,8 +57,6 @@ class Quantize(Technique):
     calibration: int = Field(default=256, ge=1)
     """Number of training images to find ranges and second moments on."""
 
-    _quantizers: dict[nn.Module, WeightQuantizer] = PrivateAttr(default_factory=dict)
-
     def objection(self, earlier: Sequence[Technique]) -> str | None:
         """One bit has no zero, so that pruned weights would come back."""
         if self.weight_bits == 1 and any(t.name == "prune_weights" for t in earlier):
@@ -66,7 +65,7 @@ class Quantize(Technique):
             )
         return super().objection(earlier)
 
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, calibrate, round, correct what rounding did to the outputs.
 
         Raises ``PenjingError`` for NaN or infinity in a layer's weights or inputs, and for a sparse
@@ -82,21 +81,15 @@ class Quantize(Technique):
         fold_batch_norm(model, example)
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
         statistics = collect(model, found, batches, moments=self.weight_bits <= 8)
-        self._quantize(found, statistics)
+        quantizers = self._quantize(found, statistics)
         if self.weight_bits <= 4:  # at 8 bits, one batch's means are off by more than the rounding
-            correct_outputs(model, self._quantizers, found, statistics, batches[0])
+            correct_outputs(model, quantizers, found, statistics, batches[0])
+        return Quantized(self, quantizers)
 
-    def bake(self, model: nn.Module) -> None:
-        """Leave the weights on their grid and the input quantizers with fixed scales."""
-        for layer in layers.compressible(model).values():
-            quantizer = self._quantizers.pop(layer, None)
-            if quantizer is not None:
-                layers.fold(layer, WeightQuantizer)  # or a technique attached later did it already
-                _fix_weight(layer, quantizer)
-            if hasattr(layer, "input_quantizer"):
-                cast(InputQuantizer, layer.input_quantizer).freeze()
-
-    def _quantize(self, found: dict[str, Layer], statistics: dict[str, LayerStatistics]) -> None:
+    def _quantize(
+        self, found: dict[str, Layer], statistics: dict[str, LayerStatistics]
+    ) -> dict[nn.Module, WeightQuantizer]:
+        quantizers: dict[nn.Module, WeightQuantizer] = {}
         order = list(statistics)
         ends = {*order[:1], *order[-1:]}
         for name, layer in found.items():
@@ -108,7 +101,25 @@ class Quantize(Technique):
                 input_quantizer.put_on(layer, quantizer.to(layer.weight.device))
                 seen.samples.clear()
             moments = seen.moments if seen else None
-            self._quantizers[layer] = _quantize_weight(name, layer, bits, moments, self.scales)
+            quantizers[layer] = _quantize_weight(name, layer, bits, moments, self.scales)
+        return quantizers
+
+
+@dataclass(eq=False)
+class Quantized(Attached):
+    """Layers with their ``quantizers``, whose scales learn if there is a training."""
+
+    quantizers: dict[nn.Module, WeightQuantizer]
+
+    def bake(self, model: nn.Module) -> None:
+        """Leave the weights on their grid and the input quantizers with fixed scales."""
+        for layer in layers.compressible(model).values():
+            quantizer = self.quantizers.get(layer)
+            if quantizer is not None:
+                layers.fold(layer, WeightQuantizer)  # or a technique attached later did it already
+                _fix_weight(layer, quantizer)
+            if hasattr(layer, "input_quantizer"):
+                cast(InputQuantizer, layer.input_quantizer).freeze()
 
 
 def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:

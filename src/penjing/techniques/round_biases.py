@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,7 +15,7 @@ from penjing.net import layers
 from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids
 from penjing.tasks import Task
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 
 
 class RoundBiases(Technique):
@@ -26,14 +27,11 @@ class RoundBiases(Technique):
     """
 
     name: ClassVar[str] = "round_biases"
-    cannot_follow: ClassVar[dict[str, str]] = {}
 
     bits: int = Field(default=4, ge=2, le=16)
     """Of the integers, with their sign."""
 
-    _names: set[str] = PrivateAttr(default_factory=set)
-
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, round. Raises ``PenjingError`` where no layer has a bias."""
         device = next(model.parameters()).device
         fold_batch_norm(model, task.example.to(device))
@@ -42,17 +40,24 @@ class RoundBiases(Technique):
             raise PenjingError(
                 "round_biases found no convolution or linear layer with a bias; leave it out."
             )
-        self._names = set(found)
         for layer in found.values():
             rounding = BiasRounding(
                 grids.step_for(layers.original(layer, "bias").detach(), self.bits)
             )
             parametrize.register_parametrization(layer, "bias", rounding, unsafe=True)
+        return RoundedBiases(self, set(found))
+
+
+@dataclass(eq=False)
+class RoundedBiases(Attached):
+    """Biases that are rounded, of the layers ``names``."""
+
+    names: set[str]
 
     def bake(self, model: nn.Module) -> None:
         """Make the rounded biases permanent."""
         for name, layer in layers.compressible(model).items():
-            if name in self._names:
+            if name in self.names:
                 layers.fold(layer, BiasRounding, "bias")
 
 

@@ -15,7 +15,7 @@ from penjing.net import layers
 from penjing.net.layers import CodebookWeights, Layer
 from penjing.net.norms import fold_batch_norm
 from penjing.tasks import Task
-from penjing.techniques.technique import Technique, apply
+from penjing.techniques.technique import Attached, Technique, apply
 
 ITERATIONS = 300
 
@@ -42,7 +42,7 @@ class ShareWeights(Technique):
     linear_bits: int | None = Field(default=None, ge=1, le=8)
     """The same for fully connected layers; None takes ``bits``."""
 
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, cluster, replace. Raises ``PenjingError`` for NaN or infinity in a layer's weights."""
         for name, layer in layers.compressible(model).items():
             _check(name, layer)
@@ -53,6 +53,11 @@ class ShareWeights(Technique):
             _share(layer, bits or self.bits)
             # A technique that is attached later must keep equal weights equal.
             _note_format(layer, bits or self.bits)
+        return SharedWeights(self)
+
+
+class SharedWeights(Attached):
+    """Weights that are looked up in the codebooks of their layers."""
 
     def bake(self, model: nn.Module) -> None:
         """Leave each layer with weights that take only its codebook's values."""

@@ -1,9 +1,10 @@
-"""What every technique is: validated settings and three moments."""
+"""What every technique is: frozen settings, and what they make of one model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -15,15 +16,13 @@ from penjing.tasks import Task
 
 
 class Technique(BaseModel, ABC):
-    """One way to make a model cheaper: settings, and the moments at which it touches a model.
+    """One way to make a model cheaper: its settings, which may be used on any number of models.
 
-    After training: ``attach``, ``bake``. During training: ``attach``, train (the loop calls ``step``
-    before the first and after every optimizer step), ``bake``. Techniques attached together are baked
-    in reverse order. An instance holds the state of one run in private attributes: use a copy for
-    each model (``fresh``).
+    Post-training: ``attach``, then ``Attached.bake``. During training: ``attach``, train (the loop
+    calls ``Attached.step`` before the first and after every optimizer step), ``Attached.bake``.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ClassVar[str]
     """How recipes call it: the name of its module."""
@@ -31,7 +30,7 @@ class Technique(BaseModel, ABC):
     """Techniques that must not come before this one in a recipe, each with the reason why."""
     needs_training: ClassVar[str | None] = None
     """What to do instead, for a technique that is of no use after training."""
-    leaves_idle_channels: ClassVar[bool] = False
+    leaves_dead_channels: ClassVar[bool] = False
     """Whether channels that have lost all their weights are to be cut once everything is baked."""
 
     def objection(self, earlier: Sequence[Technique]) -> str | None:
@@ -47,37 +46,37 @@ class Technique(BaseModel, ABC):
         return None
 
     @abstractmethod
-    def attach(self, model: nn.Module, task: Task) -> None:
+    def attach(self, model: nn.Module, task: Task) -> Attached:
         """Put the technique on ``model``, in place, at full strength."""
+
+
+@dataclass(eq=False)
+class Attached:
+    """A technique on one model, with all that it has to remember of it."""
+
+    settings: Technique
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Set the strength for ``progress`` in [0, 1] of the training."""
 
     def penalty(self) -> Tensor | float:
-        """What is added to the loss of a training step, a scalar, once the model has run."""
+        """Return a scalar to add to the loss of a training step, once the model has run."""
         return 0.0
 
-    @abstractmethod
     def bake(self, model: nn.Module) -> None:
-        """Turn what ``attach`` put on into plain layers, in place."""
-
-    def fresh(self) -> Technique:
-        """The same settings without the state of a run."""
-        return type(self)(**self.model_dump())
+        """Turn what ``attach`` put on ``model`` into plain layers, in place."""
 
 
 def apply(technique: Technique, model: nn.Module, task: Task) -> nn.Module:
-    """A copy of ``model`` with ``technique`` attached and baked: its use after training."""
+    """Return a copy of ``model`` with ``technique`` attached and baked: its use post-training."""
     model = plain(model, task.example.to(next(model.parameters()).device))
-    run = technique.fresh()
-    run.attach(model, task)
-    bake([run], model, task)
+    bake([technique.attach(model, task)], model, task)
     return model
 
 
-def bake(attached: Sequence[Technique], model: nn.Module, task: Task) -> None:
-    """Bake the techniques ``attached`` together, in place, and cut the channels that they left idle."""
-    for technique in reversed(attached):
-        technique.bake(model)
-    if any(technique.leaves_idle_channels for technique in attached):
+def bake(attached: Sequence[Attached], model: nn.Module, task: Task) -> None:
+    """Bake the techniques ``attached`` together, the last first, and cut the dead channels they left."""
+    for one in reversed(attached):
+        one.bake(model)
+    if any(one.settings.leaves_dead_channels for one in attached):
         cut_idle(model, task.example.to(next(model.parameters()).device))

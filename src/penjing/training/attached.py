@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 
@@ -11,11 +12,8 @@ class Attached(Protocol):
     """A technique on the model that is trained."""
 
     @property
-    def name(self) -> str:
-        """The name that recipes call it by."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Return its settings as plain data; a checkpoint is of these alone."""
+    def settings(self) -> BaseModel:
+        """The technique's settings: a checkpoint is of these alone."""
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Follow the training: ``progress`` in [0, 1], before the first and after every step."""

@@ -35,7 +35,7 @@ def start_of(
     teacher: nn.Module | None,
 ) -> dict[str, str]:
     """Everything that a training depends on, as text, by the name that a user knows it by."""
-    used = [[type(one), one.name, one.model_dump(mode="json")] for one in techniques]
+    used = [[type(one.settings), one.settings.model_dump(mode="json")] for one in techniques]
     return {
         "version": f"{penjing_version} {torch.__version__}",
         "settings": json.dumps(settings.model_dump(mode="json", exclude={"time_budget"})),
