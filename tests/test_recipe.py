@@ -218,7 +218,7 @@ CHANNELS = {"prune_channels": {"ratio": 0.2}}
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([[CHANNELS, CHANNELS]], "prune_channels is twice in one stage, but"),
+        ([[CHANNELS, CHANNELS]], "prune_channels is in one stage with prune_channels, but"),
         ([[PATTERN, CHANNELS]], "prune_channels comes after prune_weights with a pattern, but"),
         ([[PATTERN], [CHANNELS]], "prune_channels comes after prune_weights with a pattern, but"),
         ([[CHANNELS, PATTERN]], "prune_weights with a pattern is in one stage with prune_channels"),

@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from penjing.progress import say
 from penjing.recipes import read
 from penjing.tasks import Task
 from penjing.techniques import Technique, bake, techniques
+from penjing.techniques.order import objection
 from penjing.training import TrainSettings, train
 
 
@@ -91,14 +93,14 @@ class Recipe(BaseModel):
                         f"recipe {self.name!r} cannot run: {technique.name} works in training only; "
                         f"give its stage a train:, or leave it out ({technique.needs_training})"
                     )
-            for index, technique in enumerate(stage.techniques):
-                reason = technique.objection_beside(stage.techniques[:index])
-                if reason:
-                    raise PenjingError(f"recipe {self.name!r} cannot run: {reason}")
-        for index, technique in enumerate(self.techniques):
-            reason = technique.objection(self.techniques[:index])
-            if reason:
-                raise PenjingError(f"recipe {self.name!r} cannot run: {reason}")
+            for earlier, later in combinations(stage.techniques, 2):
+                self._reject(objection(earlier, later, beside=True))
+        for earlier, later in combinations(self.techniques, 2):
+            self._reject(objection(earlier, later))
+
+    def _reject(self, reason: str | None) -> None:
+        if reason is not None:
+            raise PenjingError(f"recipe {self.name!r} cannot run: {reason}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in YAML: settings left at their defaults are left out."""

@@ -25,7 +25,7 @@ from penjing.targets.onnxruntime.export import packed_bytes
 from penjing.tasks import Task, interval, outputs_of
 from penjing.tasks.interval import Comparison
 from penjing.tasks.task import SplitName
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 CORRECTION_IMAGES = 96
 TRAINING_IMAGES = 512
@@ -50,12 +50,7 @@ class CompressWeights(Technique):
     """
 
     name: ClassVar[str] = "compress_weights"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "quantize": "the weights are on an integer grid already; choose one of the two",
-        "share_weights": "the shared values would leave the integer grid; choose one of the two",
-        "compress_weights": "the weights are on an integer grid already; choose one size",
-        "penalize_entropy": "the weights are on an integer grid already; choose one of the two",
-    }
+    kind: ClassVar[Kind] = Kind.CODED
 
     distortion: float | None = Field(default=None, gt=0)
     """Divergence that the rounding of one weight may cost."""

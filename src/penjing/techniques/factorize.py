@@ -23,7 +23,7 @@ from penjing.net.norms import fold_batch_norm
 from penjing.net.observation import channel_axis, evaluating, hooked
 from penjing.progress import shown
 from penjing.tasks import Task
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 HOOI_SWEEPS = 3
 BISECTION_STEPS = 50
@@ -47,13 +47,7 @@ class Factorize(Technique):
     """
 
     name: ClassVar[str] = "factorize"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "prune_weights": "the product of the factors has no zeros",
-        "quantize": "the factors would not be quantized",
-        "share_weights": "the factors would not share their weights",
-        "compress_weights": "the factors would not lie on the integer grid",
-        "penalize_entropy": "the factors would not lie on the integer grid",
-    }
+    kind: ClassVar[Kind] = Kind.FACTORS
 
     ratio: float | None = Field(default=None, gt=0, lt=1)
     variance: float | None = Field(default=None, gt=0, lt=1)

@@ -22,7 +22,7 @@ from penjing.quantization import grids, rate_distortion, rate_model
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.targets.onnxruntime.export import packed_bytes
 from penjing.tasks import Task
-from penjing.techniques.technique import Attached, Technique
+from penjing.techniques.technique import Attached, Kind, Technique
 
 BITS = 8
 FINE = 0.25
@@ -77,14 +77,9 @@ class PenalizeEntropy(Technique):
     """
 
     name: ClassVar[str] = "penalize_entropy"
+    kind: ClassVar[Kind] = Kind.CODED
     leaves_dead_channels: ClassVar[bool] = True
     needs_training: ClassVar[str | None] = "compress_weights finds a small file without it"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "quantize": "the weights are on an integer grid already; choose one of the two",
-        "share_weights": "the shared values would leave the integer grid; choose one of the two",
-        "compress_weights": "the weights are on an integer grid already; choose one of the two",
-        "penalize_entropy": "the weights are on an integer grid already; choose one size",
-    }
 
     max_bytes: int | None = Field(default=None, ge=1)
     """Largest size of the ``.penjing`` file."""

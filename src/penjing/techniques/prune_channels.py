@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +16,7 @@ from penjing.net import channels, layers
 from penjing.net.channels import Group, Slice
 from penjing.net.profiling import profile
 from penjing.tasks import Task, outputs
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 from penjing.training.schedule import cubic
 
 MOST_REMOVED = 0.9
@@ -39,34 +38,12 @@ class PruneChannels(Technique):
     """
 
     name: ClassVar[str] = "prune_channels"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "quantize": "the quantized ranges describe channels that would be gone; prune them first",
-        "share_weights": "the codebooks were made for channels that would be gone; prune first",
-        "compress_weights": "the grids were chosen for channels that would be gone; prune first",
-        "penalize_entropy": "its grids were learned for channels that would be gone; prune first",
-    }
+    kind: ClassVar[Kind] = Kind.CHANNELS
 
     ratio: float = Field(gt=0, lt=1)
     importance: Literal["magnitude", "taylor"] = "magnitude"
     round_to: int = Field(default=1, ge=1)
     images: int = Field(default=512, ge=1)
-
-    def objection(self, earlier: Sequence[Technique]) -> str | None:
-        """As any technique's; and the blocks of a pattern count channels, which must not go."""
-        if any(getattr(technique, "pattern", None) for technique in earlier):
-            return (
-                "prune_channels comes after prune_weights with a pattern, but the blocks of the "
-                "pattern would fall apart; prune channels in an earlier stage"
-            )
-        return super().objection(earlier)
-
-    def objection_beside(self, beside: Sequence[Technique]) -> str | None:
-        if any(technique.name == self.name for technique in beside):
-            return (
-                "prune_channels is twice in one stage, but the second would choose among channels "
-                "that are to go; put it into a stage of its own"
-            )
-        return None
 
     def attach(self, model: nn.Module, task: Task) -> Attached:
         """Choose the channels and mask the weights that read them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,7 +16,7 @@ from torch.nn.utils import parametrize
 from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.tasks import Task
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 from penjing.training.schedule import cubic
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -43,9 +42,7 @@ class PruneWeights(Technique):
     """
 
     name: ClassVar[str] = "prune_weights"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "share_weights": "the codebooks have no place left for zero; prune first, then share",
-    }
+    kind: ClassVar[Kind] = Kind.ZEROS
 
     sparsity: Share | dict[str, Share] | None = None
     pattern: str | None = None
@@ -60,13 +57,9 @@ class PruneWeights(Technique):
             _parse(self.pattern)
         return self
 
-    def objection_beside(self, beside: Sequence[Technique]) -> str | None:
-        if self.pattern is not None and any(one.name == "prune_channels" for one in beside):
-            return (
-                "prune_weights with a pattern is in one stage with prune_channels, but the blocks of "
-                "the pattern would fall apart; put it into a later stage"
-            )
-        return None
+    @property
+    def changes(self) -> Kind:
+        return Kind.ZEROS if self.pattern is None else Kind.BLOCKS
 
     def attach(self, model: nn.Module, task: Task) -> Attached:
         """Mask the least important weights.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -23,7 +22,7 @@ from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
 from penjing.tasks import Task
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 WeightBits = Literal[16, 8, 4, 2, 1]
 
@@ -39,11 +38,7 @@ class Quantize(Technique):
     """
 
     name: ClassVar[str] = "quantize"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "quantize": "the weights are on an integer grid already; choose one number of bits",
-        "compress_weights": "the weights are on an integer grid already; choose one of the two",
-        "penalize_entropy": "the weights are on an integer grid already; choose one of the two",
-    }
+    kind: ClassVar[Kind] = Kind.GRID
 
     weight_bits: WeightBits = 8
     activation_bits: Literal[16, 8] | None = 8
@@ -57,13 +52,9 @@ class Quantize(Technique):
     calibration: int = Field(default=256, ge=1)
     """Number of training images to find ranges and second moments on."""
 
-    def objection(self, earlier: Sequence[Technique]) -> str | None:
-        """One bit has no zero, so that pruned weights would come back."""
-        if self.weight_bits == 1 and any(t.name == "prune_weights" for t in earlier):
-            return (
-                "quantize to 1 bit comes after prune_weights, but has no zero; use weight_bits: 2"
-            )
-        return super().objection(earlier)
+    @property
+    def changes(self) -> Kind:
+        return Kind.SIGNS if self.weight_bits == 1 else Kind.GRID
 
     def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, calibrate, round, correct what rounding did to the outputs.

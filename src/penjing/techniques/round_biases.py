@@ -15,7 +15,7 @@ from penjing.net import layers
 from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids
 from penjing.tasks import Task
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 
 class RoundBiases(Technique):
@@ -27,6 +27,7 @@ class RoundBiases(Technique):
     """
 
     name: ClassVar[str] = "round_biases"
+    kind: ClassVar[Kind] = Kind.BIASES
 
     bits: int = Field(default=4, ge=2, le=16)
     """Of the integers, with their sign."""

@@ -15,7 +15,7 @@ from penjing.net import layers
 from penjing.net.layers import CodebookWeights, Layer
 from penjing.net.norms import fold_batch_norm
 from penjing.tasks import Task
-from penjing.techniques.technique import Attached, Technique, apply
+from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 ITERATIONS = 300
 
@@ -30,12 +30,7 @@ class ShareWeights(Technique):
     """
 
     name: ClassVar[str] = "share_weights"
-    cannot_follow: ClassVar[dict[str, str]] = {
-        "quantize": "the shared values would leave the integer grid; share first, then quantize",
-        "share_weights": "the weights share their values already; choose one number of bits",
-        "compress_weights": "the shared values would leave the integer grid; choose one of the two",
-        "penalize_entropy": "the shared values would leave the integer grid; choose one of the two",
-    }
+    kind: ClassVar[Kind] = Kind.CODEBOOK
 
     bits: int = Field(default=5, ge=1, le=8)
     """A codebook has ``2**bits`` values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,29 @@ from torch import Tensor, nn
 from penjing.net.dead_channels import cut_idle
 from penjing.net.plain import plain
 from penjing.tasks import Task
+
+
+class Kind(Enum):
+    """What a technique changes in a model: ``order`` knows by it what may follow."""
+
+    CHANNELS = auto()
+    """Channels are cut out."""
+    FACTORS = auto()
+    """Layers are replaced by thinner ones."""
+    ZEROS = auto()
+    """Single weights become zero."""
+    BLOCKS = auto()
+    """Weights become zero in a pattern along the channels."""
+    CODEBOOK = auto()
+    """Weights take few values, whichever."""
+    GRID = auto()
+    """Weights become integers times a scale, near to what they are."""
+    SIGNS = auto()
+    """Weights become -1 or 1 times a scale."""
+    CODED = auto()
+    """Weights become integers times a scale, chosen for what they cost in the file."""
+    BIASES = auto()
+    """Biases change, and no weights."""
 
 
 class Technique(BaseModel, ABC):
@@ -26,24 +50,17 @@ class Technique(BaseModel, ABC):
 
     name: ClassVar[str]
     """How recipes call it: the name of its module."""
-    cannot_follow: ClassVar[dict[str, str]] = {}
-    """Techniques that must not come before this one in a recipe, each with the reason why."""
+    kind: ClassVar[Kind]
+    """What it changes."""
     needs_training: ClassVar[str | None] = None
     """What to do instead, for a technique that is of no use after training."""
     leaves_dead_channels: ClassVar[bool] = False
     """Whether channels that have lost all their weights are to be cut once everything is baked."""
 
-    def objection(self, earlier: Sequence[Technique]) -> str | None:
-        """Why this technique cannot follow ``earlier`` ones in a recipe; None when it can."""
-        for technique in earlier:
-            if technique.name in self.cannot_follow:
-                reason = self.cannot_follow[technique.name]
-                return f"{self.name} comes after {technique.name}, but {reason}"
-        return None
-
-    def objection_beside(self, beside: Sequence[Technique]) -> str | None:
-        """Why this technique cannot be in one stage with those listed before it; None when it can."""
-        return None
+    @property
+    def changes(self) -> Kind:
+        """Its ``kind``, unless its settings make it another."""
+        return self.kind
 
     @abstractmethod
     def attach(self, model: nn.Module, task: Task) -> Attached:
