@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from command_line import penjing
 from penjing import models
-from penjing.cli import main
+from penjing.cli import compress, main
 from penjing.cli.inputs import Device, Inputs
 from penjing.devices import artifact
 from penjing.errors import PenjingError
@@ -351,13 +351,13 @@ def test_a_file_that_misses_what_was_asked_for_is_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """32 points lost on many images; one image of fifty; none of a thousand."""
-    main._judge(card_of(0, 0, 1000), Budget(drop="1%"))
-    main._judge(card_of(0, 0, 1000), Budget(size="1KB"))
+    compress._judge(card_of(0, 0, 1000), Budget(drop="1%"))
+    compress._judge(card_of(0, 0, 1000), Budget(size="1KB"))
     assert not capsys.readouterr().err
     with pytest.raises(PenjingError, match=r"loses 32\.00% \(.*1000 images\) of at most 1\.00%"):
-        main._judge(card_of(320, 0, 1000), Budget(drop="1%"))
+        compress._judge(card_of(320, 0, 1000), Budget(drop="1%"))
     with pytest.raises(PenjingError, match=r"size 1\.0 KB of at most 0\.9 KB"):
-        main._judge(card_of(0, 0, 1000), Budget(size="0.9KB"))
-    main._judge(card_of(0, 0, 50), Budget(drop="1%"))
+        compress._judge(card_of(0, 0, 1000), Budget(size="0.9KB"))
+    compress._judge(card_of(0, 0, 50), Budget(drop="1%"))
     said = capsys.readouterr().err
     assert "cannot be told" in said and "about 299 validation images would tell" in said

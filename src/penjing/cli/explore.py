@@ -1,0 +1,141 @@
+"""``explore``, ``report`` and ``demo``: studies and their pages."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penjing.cli.endings import StoppedError, resumable
+from penjing.cli.inputs import Inputs, Machine, with_options
+from penjing.cli.output import Json, print_json, print_table, writable
+from penjing.errors import PenjingError
+from penjing.progress import say
+
+if TYPE_CHECKING:
+    from penjing.exploration import Study
+
+app = typer.Typer()
+
+
+@app.command()
+@resumable
+@with_options
+def explore(
+    inputs: Inputs,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
+        "study"
+    ),
+    max_size: Annotated[str | None, typer.Option(help="Of the packed file, such as 300KB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Of one image, such as 2ms.")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Loss of score, such as 1%.")] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="In total, such as 30m, which is the default without --trials."),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="How many candidates in total; without --time no choice needs a clock."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search all techniques together for the frontier within a budget. Run again to resume."""
+    from penjing import exploration
+
+    budget = exploration.Budget(size=max_size, latency=max_latency, drop=max_drop)
+    writable(output / "study.json")
+    net, task = inputs.load()
+    command = shlex.join(["penjing", *sys.argv[1:]])
+    study = exploration.explore(
+        net,
+        task,
+        budget,
+        folder=output,
+        time=time,
+        trials=trials,
+        name=inputs.model,
+        data=inputs.data,
+        command=command,
+    )
+    _print_study(study, as_json)
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write a study as one self-contained HTML page."""
+    from penjing import report as pages
+
+    writable(output)
+    pages.write(study, output)
+    say(f"wrote {output}")
+
+
+@app.command()
+@resumable
+@with_options
+def demo(
+    machine: Machine,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
+        "penjing-demo"
+    ),
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the search in total, such as 30s; 150s, the default, without --trials."
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Candidates in total, instead of, or beside, --time.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small CNN on handwritten digits and explore all techniques on it, in minutes."""
+    from penjing.cli import demonstration
+
+    writable(output / "study.json")
+    device = machine.start()
+    study = demonstration.run(
+        output,
+        time=time,
+        trials=trials,
+        seed=machine.seed,
+        device=device,
+        threads=machine.measured_threads,
+    )
+    _print_study(study, as_json)
+
+
+def _show_study(study: Study, as_json: bool) -> None:
+    from penjing import report as pages
+
+    if as_json:
+        print_json(study.to_dict())
+    else:
+        print_table(pages.table(study.to_dict()))
+        say(f"report: {study.folder / 'report.html'}")
+    if study.best is not None and (notes := study.best.point.notes):
+        more = f" (and {len(notes) - 1} more in its card.json)" if notes[1:] else ""
+        say(f"note on {study.best.name}: {notes[0]}{more}")
+
+
+def _print_study(study: Study, as_json: bool) -> None:
+    from penjing.exploration.budget import describe
+
+    if study.points:
+        _show_study(study, as_json)
+    if study.stopped:
+        raise StoppedError
+    if study.best is None:
+        point, excess = study.nearest()
+        raise PenjingError(
+            f"no point met the budget; the nearest is {point.name} ({describe(excess)}): "
+            f"give it more --time or a wider budget, the frontier is in {study.folder}"
+        )
+    if doubt := study.doubt():
+        say(doubt)
