@@ -19,7 +19,8 @@ class PenjingError(Exception):
 def invalid(error: ValidationError) -> tuple[str, str]:
     """The first setting that is invalid, by its dotted name, and what is wrong with it."""
     first = error.errors()[0]
-    place, reason = ".".join(map(str, first["loc"])), first["msg"]
+    # Blank parts are the two forms of a setting by layer.
+    place, reason = ".".join(str(part) for part in first["loc"] if str(part).strip()), first["msg"]
     if first["type"] == "extra_forbidden":
         return place, "there is no such setting"
     if first["type"] == "missing":

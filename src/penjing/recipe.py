@@ -192,7 +192,8 @@ def stage_keys(model: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module)
         # With defaults, too: another version may have others.
         techniques = [[one.name, one.model_dump(mode="json")] for one in stage.techniques]
         training = stage.train.model_dump(mode="json") if stage.train else None
-        digest.update(json.dumps([techniques, training], sort_keys=True).encode())
+        # Keys in their order: of the patterns of a setting by layer, the first that fits counts.
+        digest.update(json.dumps([techniques, training]).encode())
         digest.update(hash_of([type(one) for one in stage.techniques]))
         keys.append(digest.hexdigest()[:16])
     return keys

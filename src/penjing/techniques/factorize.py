@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -23,8 +23,10 @@ from penjing.net.norms import fold_batch_norm
 from penjing.net.observation import channel_axis, evaluating, hooked
 from penjing.progress import shown
 from penjing.tasks import Task
+from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 
+Share = Annotated[float, Field(gt=0, lt=1)]
 HOOI_SWEEPS = 3
 BISECTION_STEPS = 50
 SAMPLES = 4
@@ -39,7 +41,8 @@ class Factorize(Technique):
     Attributes:
         ratio: share of the model's parameters to remove, in (0, 1). The ranks of all layers follow
             from one bound on the share of each layer's squared weights that is dropped, the lowest
-            that reaches the ratio.
+            that reaches the ratio. Given by layer, it is the share of each layer's weights instead; a
+            layer that no pattern fits stays as it is.
         variance: share of the variance of each layer's outputs to keep, in (0, 1), on training
             images. Without training it costs far less accuracy than ``ratio`` where layers answer
             with few patterns, as those of wide networks on small tasks do.
@@ -49,8 +52,8 @@ class Factorize(Technique):
     name: ClassVar[str] = "factorize"
     kind: ClassVar[Kind] = Kind.FACTORS
 
-    ratio: float | None = Field(default=None, gt=0, lt=1)
-    variance: float | None = Field(default=None, gt=0, lt=1)
+    ratio: ByLayer[Share] | None = None
+    variance: ByLayer[Share] | None = None
     calibration: int = Field(default=512, ge=1)
 
     @model_validator(mode="after")
@@ -67,16 +70,29 @@ class Factorize(Technique):
                 ``variance``, or a layer's outputs on the training images are not finite.
         """
         found = _factorizable(model, task.example)
+        shares = self.each("ratio" if self.variance is None else "variance", found)
+        found = {name: layer for name, layer in found.items() if shares[name] is not None}
         if self.variance is not None:
-            factors = _by_outputs(model, found, task, self.variance, self.calibration)
+            factors = _by_outputs(model, found, task, shares, self.calibration)
         else:
-            spectra = {name: _spectrum(layer) for name, layer in found.items()}
-            total = sum(p.numel() for p in model.parameters())
-            ranks = _choose(spectra, total, self.ratio or 0.0)
+            ranks = self._ranks(model, found, shares)
             factors = {name: _factors(found[name], rank) for name, rank in ranks.items()}
         for name, new in factors.items():
             _replace(model, found[name], new.train(found[name].training))
         return Attached(self)  # the factors are plain layers: nothing is left to do
+
+    def _ranks(
+        self, model: nn.Module, found: dict[str, layers.Layer], shares: dict[str, float]
+    ) -> dict[str, tuple[int, int]]:
+        spectra = {name: _spectrum(layer) for name, layer in found.items()}
+        if not isinstance(self.ratio, dict):
+            total = sum(p.numel() for p in model.parameters())
+            return _choose(spectra, total, self.ratio or 0.0, "this model")
+        ranks: dict[str, tuple[int, int]] = {}
+        for name, spectrum in spectra.items():
+            total = found[name].weight.numel()
+            ranks |= _choose({name: spectrum}, total, shares[name], f"layer {name}")
+        return ranks
 
 
 def factorize(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
@@ -214,8 +230,11 @@ def _lowest(dropped: Tensor, bound: float) -> int:
     return max(1, int((dropped > bound).sum()))
 
 
-def _choose(spectra: dict[str, Spectrum], total: int, ratio: float) -> dict[str, tuple[int, int]]:
-    """The ranks of the layers to factorize at the lowest bound that removes ``ratio``."""
+def _choose(
+    spectra: dict[str, Spectrum], total: int, ratio: float, where: str
+) -> dict[str, tuple[int, int]]:
+    """Return the ranks of the layers to factorize at the lowest bound that removes ``ratio`` of the
+    ``total`` parameters; ``where`` they are is for the error if there is none."""
 
     def at(bound: float) -> dict[str, tuple[int, int]]:
         ranks = {name: spectrum.ranks(bound) for name, spectrum in spectra.items()}
@@ -226,7 +245,7 @@ def _choose(spectra: dict[str, Spectrum], total: int, ratio: float) -> dict[str,
 
     if removed(at(1.0)) < ratio:
         raise PenjingError(
-            f"factorize cannot remove {ratio:.0%} of the parameters of this model, "
+            f"factorize cannot remove {ratio:.0%} of the parameters of {where}, "
             f"at most {max(0.0, removed(at(1.0))):.0%} with ranks of 1; lower ratio."
         )
     low, high = 0.0, 1.0
@@ -273,9 +292,13 @@ class _Outputs:
 
 
 def _by_outputs(
-    model: nn.Module, found: dict[str, layers.Layer], task: Task, variance: float, images: int
+    model: nn.Module,
+    found: dict[str, layers.Layer],
+    task: Task,
+    shares: dict[str, float],
+    images: int,
 ) -> dict[str, nn.Sequential]:
-    """The factors of those layers that become smaller when ``variance`` of their outputs is kept."""
+    """Return the factors of layers that become smaller when their ``shares`` of variance are kept."""
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in task.calibration(images)]
     scales = _norm_scales(model, found, batches[0][:1])
@@ -289,12 +312,12 @@ def _by_outputs(
             )
         basis, dropped = _components(scale[:, None] * seen.covariance * scale)
         shape = len(layer.weight), layer.weight[0].numel(), 1
-        ranks = Spectrum(dropped, None, shape, stride=1).ranks(1 - variance)
+        ranks = Spectrum(dropped, None, shape, stride=1).ranks(1 - shares[name])
         if ranks is not None and ranks[0] * SAMPLES <= seen.count:
             factors[name] = _spread(layer, basis[:, : ranks[0]], scale, seen.mean)
     if not factors:
         raise PenjingError(
-            f"factorize found no layer that becomes smaller with variance={variance}: all answer with "
+            "factorize found no layer that becomes smaller with its share of variance: all answer with "
             f"many patterns, or {images} images are too few to tell; lower variance, raise calibration, "
             "or leave factorize out."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from penjing.net import channels, layers
 from penjing.net.channels import Group, Slice
 from penjing.net.profiling import profile
 from penjing.tasks import Task, outputs
+from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 from penjing.training.schedule import cubic
 
@@ -29,7 +30,9 @@ class PruneChannels(Technique):
 
     Attributes:
         ratio: share of the model's multiply-accumulates (as ``penjing.profile`` counts them) to
-            remove, in (0, 1). Removed is the least number of channels that reaches it.
+            remove, in (0, 1). Removed is the least number of channels that reaches it. Given by layer,
+            it is the share of each layer's output channels instead; layers whose channels are added
+            to one another need the same. A layer that no pattern fits keeps its channels.
         importance: of a channel, over all weights that make it or read it. ``magnitude`` is the sum
             of their squares, ``taylor`` the sum of ``|weight * gradient|`` on training images: the
             first-order change of the loss (Molchanov et al. 2019, arXiv:1906.10771).
@@ -40,7 +43,7 @@ class PruneChannels(Technique):
     name: ClassVar[str] = "prune_channels"
     kind: ClassVar[Kind] = Kind.CHANNELS
 
-    ratio: float = Field(gt=0, lt=1)
+    ratio: ByLayer[Annotated[float, Field(gt=0, lt=1)]]
     importance: Literal["magnitude", "taylor"] = "magnitude"
     round_to: int = Field(default=1, ge=1)
     images: int = Field(default=512, ge=1)
@@ -50,8 +53,8 @@ class PruneChannels(Technique):
 
         Raises:
             PenjingError: the model has too few removable channels for ``ratio``
-                (the message says what can be reached), or an earlier technique of the same stage
-                quantizes weights.
+                (the message says what can be reached), layers whose channels go together have several,
+                or an earlier technique of the same stage quantizes weights.
         """
         _check_nothing_learns_on_weights(model)
         example = task.example.to(next(model.parameters()).device)
@@ -60,7 +63,10 @@ class PruneChannels(Technique):
             raise PenjingError("prune_channels found no removable channels; use factorize instead.")
         saliency = self._saliency(model, task)
         scores = [_scores(group, model, saliency) for group in groups]
-        plan = _choose(model, example, groups, scores, self)
+        if isinstance(self.ratio, dict):
+            plan = Plan(groups, _order(scores), self._counts(model, groups))
+        else:
+            plan = _choose(model, example, groups, scores, self.ratio, self.round_to)
         if not channels.is_exact(model, example, plan.removal(1.0)):
             raise PenjingError(
                 "prune_channels finds no channels in this model that can be cut together without "
@@ -69,6 +75,22 @@ class PruneChannels(Technique):
         attached = PrunedChannels(self, plan, example)
         attached.step(model, 1.0)
         return attached
+
+    def _counts(self, model: nn.Module, groups: list[Group]) -> list[int]:
+        """Units that each group loses, by the ratio of the layers that make its channels."""
+        makers = [_makers(model, group) for group in groups]
+        ratios = self.each("ratio", dict.fromkeys(name for names in makers for name in names))
+        counts = []
+        for group, names in zip(groups, makers, strict=True):
+            if len({ratios[name] for name in names}) > 1:
+                given = ", ".join(f"{name} ({ratios[name]})" for name in names)
+                raise PenjingError(
+                    f"prune_channels: ratio differs for layers whose channels go together, {given}; "
+                    "give them one ratio, or null to leave them alone."
+                )
+            wanted = math.ceil((ratios[names[0]] or 0.0) * group.units) if names else 0
+            counts.append(_allowed(group, wanted, self.round_to))
+        return counts
 
     def _saliency(self, model: nn.Module, task: Task) -> dict[str, Tensor]:
         """For each layer, what its single weights matter (same shape as the weight)."""
@@ -208,11 +230,11 @@ def _choose(
     example: Tensor,
     groups: list[Group],
     scores: list[Tensor],
-    settings: PruneChannels,
+    ratio: float,
+    round_to: int,
 ) -> Plan:
     """The fewest units, lowest scores of all groups first, that remove the share of MACs."""
     cost = _Cost(model, example, groups)
-    order = [score.argsort(stable=True) for score in scores]
     ranked = torch.cat([score.sort().values for score in scores])
     owner = torch.cat([torch.full((g.units,), i) for i, g in enumerate(groups)])
     owner = owner[ranked.argsort(stable=True)]
@@ -220,20 +242,33 @@ def _choose(
     def counts(threshold: int) -> list[int]:
         below = owner[:threshold].bincount(minlength=len(groups)).tolist()
         pairs = zip(groups, below, strict=True)
-        return [_allowed(group, count, settings.round_to) for group, count in pairs]
+        return [_allowed(group, count, round_to) for group, count in pairs]
 
     low, high = 0, len(owner)
     reached = cost.saved(counts(high))
-    if reached < settings.ratio:
+    if reached < ratio:
         raise PenjingError(
-            f"prune_channels cannot remove {settings.ratio:.0%} of the multiply-accumulates of "
+            f"prune_channels cannot remove {ratio:.0%} of the multiply-accumulates of "
             f"this model, at most {reached:.0%}; lower ratio or round_to."
         )
     while high - low > 1:
         middle = (low + high) // 2
-        enough = cost.saved(counts(middle)) >= settings.ratio
+        enough = cost.saved(counts(middle)) >= ratio
         low, high = (low, middle) if enough else (middle, high)
-    return Plan(groups, order, counts(high))
+    return Plan(groups, _order(scores), counts(high))
+
+
+def _order(scores: list[Tensor]) -> list[Tensor]:
+    return [score.argsort(stable=True) for score in scores]
+
+
+def _makers(model: nn.Module, group: Group) -> list[str]:
+    """The layers whose outputs the channels of ``group`` are; a depthwise one only passes them on."""
+    found = {
+        name: m for name, m in layers.compressible(model).items() if not layers.is_depthwise(m)
+    }
+    made = (piece.layer for piece in group.slices if piece.side == "out")
+    return list(dict.fromkeys(name for name in made if name in found))
 
 
 def _allowed(group: Group, count: int, round_to: int) -> int:

@@ -5,21 +5,35 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.tasks import Task
+from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 from penjing.training.schedule import cubic
 
+
+def _parse(pattern: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(f'pattern {pattern!r} is not "N:M" with 0 < N < M, such as "2:4"')
+    return int(match[1]), int(match[2])
+
+
+def _parsed(pattern: str) -> str:
+    _parse(pattern)
+    return pattern
+
+
 Share = Annotated[float, Field(gt=0, lt=1)]
+Pattern = Annotated[str, AfterValidator(_parsed)]
 UPDATES = 100
 """Masks are chosen anew so many times in a training: ranking all weights takes time."""
 
@@ -28,9 +42,8 @@ class PruneWeights(Technique):
     """Settings of weight pruning; give ``sparsity`` or ``pattern``.
 
     Attributes:
-        sparsity: share of the weights of all convolutions and linear layers to set to zero; or one
-            share for each layer, by patterns for their names such as ``{"conv1": 0.3, "fc*": 0.9}``.
-            The first pattern that fits a name counts; a layer that none fits stays dense.
+        sparsity: share of the weights of all convolutions and linear layers to set to zero. Given by
+            layer, such as ``{"conv1": 0.3, "fc*": 0.9}``, a layer that no pattern fits stays dense.
         pattern: ``"N:M"``: in every M weights that follow one another along the input channels, at
             most N stay, the largest (Mishra et al. 2021, arXiv:2104.08378). A layer whose input
             channels are not a multiple of M stays dense.
@@ -44,8 +57,8 @@ class PruneWeights(Technique):
     name: ClassVar[str] = "prune_weights"
     kind: ClassVar[Kind] = Kind.ZEROS
 
-    sparsity: Share | dict[str, Share] | None = None
-    pattern: str | None = None
+    sparsity: ByLayer[Share] | None = None
+    pattern: ByLayer[Pattern] | None = None
     scope: Literal["global", "layer"] = "global"
     importance: Literal["lamp", "magnitude"] = "lamp"
 
@@ -53,8 +66,6 @@ class PruneWeights(Technique):
     def _one_goal(self) -> PruneWeights:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError('give either sparsity (such as 0.8) or pattern (such as "2:4")')
-        if self.pattern is not None:
-            _parse(self.pattern)
         return self
 
     @property
@@ -69,11 +80,8 @@ class PruneWeights(Technique):
                 ``sparsity`` fits no layer.
         """
         found = layers.compressible(model)
-        if self.pattern is not None:
-            found = {name: layer for name, layer in found.items() if _fits(layer, self.pattern)}
-        if isinstance(self.sparsity, dict):
-            _check_names(self.sparsity, list(found))
-            found = {n: layer for n, layer in found.items() if _share_of(n, self.sparsity)}
+        goals = self.each("sparsity" if self.pattern is None else "pattern", found)
+        found = {name: layer for name, layer in found.items() if _fits(layer, goals[name])}
         if not found:
             wanted = f"inputs fit the pattern {self.pattern}" if self.pattern else "weights are"
             raise PenjingError(
@@ -81,8 +89,7 @@ class PruneWeights(Technique):
             )
         links: dict[nn.Module, WeightMask] = {}
         for name, layer in found.items():
-            share = _share_of(name, self.sparsity) if isinstance(self.sparsity, dict) else None
-            links[layer] = mask = WeightMask(layer.weight.detach(), share)
+            links[layer] = mask = WeightMask(layer.weight.detach(), goals[name])
             parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
         attached = PrunedWeights(self, set(found), links)
         attached.step(model, 1.0)
@@ -123,19 +130,14 @@ class PrunedWeights(Attached):
     def _masks(
         self, links: list[WeightMask], weights: list[Tensor], strength: float
     ) -> list[Tensor]:
-        settings = self.settings
+        settings, pairs = self.settings, list(zip(weights, links, strict=True))
         if settings.pattern is not None:
-            return [_pattern_mask(w, settings.pattern, strength) for w in weights]
-        if isinstance(settings.sparsity, dict):
-            shares = [(link.share or 0.0) * strength for link in links]
-            pairs = zip(weights, shares, strict=True)
-            return [_smallest([weight.abs()], share)[0] for weight, share in pairs]
+            return [_pattern_mask(w, link.goal, strength) for w, link in pairs]
+        if isinstance(settings.sparsity, dict) or settings.scope == "layer":
+            return [_smallest([w.abs()], link.goal * strength)[0] for w, link in pairs]
         assert settings.sparsity is not None
-        share = settings.sparsity * strength
-        if settings.scope == "layer":
-            return [_smallest([weight.abs()], share)[0] for weight in weights]
         scores = [lamp(w) if settings.importance == "lamp" else w.abs() for w in weights]
-        return _smallest(scores, share)
+        return _smallest(scores, settings.sparsity * strength)
 
 
 def prune_weights(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
@@ -146,15 +148,15 @@ def prune_weights(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
 class WeightMask(nn.Module):
     """Parametrization: weights times a mask of zeros and ones.
 
-    ``share`` is the share of zeros at full strength, where the layer has one of its own.
+    ``goal`` is the layer's sparsity at full strength, or its N:M pattern.
     """
 
     mask: Tensor
     level: Tensor
 
-    def __init__(self, weight: Tensor, share: float | None = None) -> None:
+    def __init__(self, weight: Tensor, goal: Any) -> None:
         super().__init__()
-        self.share = share
+        self.goal = goal
         self.register_buffer("mask", torch.ones_like(weight))
         self.register_buffer("level", torch.tensor(-1))
 
@@ -197,29 +199,10 @@ def _smallest(scores: list[Tensor], share: float) -> list[Tensor]:
     return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
 
 
-def _share_of(name: str, shares: dict[str, float]) -> float | None:
-    """The share of the first pattern that fits ``name``."""
-    return next((share for key, share in shares.items() if fnmatchcase(name, key)), None)
-
-
-def _check_names(shares: dict[str, float], names: list[str]) -> None:
-    for key in shares:
-        if not any(fnmatchcase(name, key) for name in names):
-            raise PenjingError(
-                f"prune_weights has a sparsity for {key!r}, which no layer is called; the layers "
-                f"are {', '.join(names)}."
-            )
-
-
-def _parse(pattern: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if match is None or not 0 < int(match[1]) < int(match[2]):
-        raise ValueError(f'pattern {pattern!r} is not "N:M" with 0 < N < M, such as "2:4"')
-    return int(match[1]), int(match[2])
-
-
-def _fits(layer: nn.Module, pattern: str) -> bool:
-    return layers.original(layer).shape[1] % _parse(pattern)[1] == 0
+def _fits(layer: nn.Module, goal: float | str | None) -> bool:
+    if isinstance(goal, str):
+        return layers.original(layer).shape[1] % _parse(goal)[1] == 0
+    return goal is not None
 
 
 def _pattern_mask(weight: Tensor, pattern: str, strength: float) -> Tensor:

@@ -22,6 +22,8 @@ from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
 from penjing.tasks import Task
+from penjing.techniques import by_layer
+from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 WeightBits = Literal[16, 8, 4, 2, 1]
@@ -40,12 +42,14 @@ class Quantize(Technique):
     name: ClassVar[str] = "quantize"
     kind: ClassVar[Kind] = Kind.GRID
 
-    weight_bits: WeightBits = 8
-    activation_bits: Literal[16, 8] | None = 8
+    weight_bits: ByLayer[WeightBits] = 8
+    """Given by layer, None leaves a layer in float, its input too."""
+    activation_bits: ByLayer[Literal[16, 8]] | None = 8
     """Of every layer's input; None leaves activations in float."""
     first_last_bits: WeightBits = 8
-    """Weight bits of the first and the last layer, where ``weight_bits`` is less."""
-    scales: Literal["channel", "layer"] = "channel"
+    """Weight bits of the first and the last layer, where ``weight_bits`` is less for all layers; given
+    by layer, it holds for these two as well."""
+    scales: ByLayer[Literal["channel", "layer"]] = "channel"
     """What has a scale of its own. In a file of a few kilobytes, scales of channels are a large part."""
     observer: Observer = "mse"
     """How an input's range is found: see ``LayerStatistics.range``."""
@@ -54,7 +58,7 @@ class Quantize(Technique):
 
     @property
     def changes(self) -> Kind:
-        return Kind.SIGNS if self.weight_bits == 1 else Kind.GRID
+        return Kind.SIGNS if 1 in by_layer.values(self.weight_bits) else Kind.GRID
 
     def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, calibrate, round, correct what rounding did to the outputs.
@@ -63,6 +67,8 @@ class Quantize(Technique):
         layer at 1 bit.
         """
         found = layers.compressible(model)
+        bits = {n: one for n, one in self.each("weight_bits", found).items() if one is not None}
+        found = {name: found[name] for name in bits}
         for name, layer in found.items():
             _check(name, layer)
             input_quantizer.take_off(layer)
@@ -71,28 +77,30 @@ class Quantize(Technique):
         collect(model, found, [example], moments=False)  # complains of NaN before folding meets it
         fold_batch_norm(model, example)
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
-        statistics = collect(model, found, batches, moments=self.weight_bits <= 8)
-        quantizers = self._quantize(found, statistics)
-        if self.weight_bits <= 4:  # at 8 bits, one batch's means are off by more than the rounding
+        fewest = min(bits.values(), default=16)
+        statistics = collect(model, found, batches, moments=fewest <= 8)
+        if not isinstance(self.weight_bits, dict):
+            order = list(statistics)
+            bits |= {n: max(bits[n], self.first_last_bits) for n in (*order[:1], *order[-1:])}
+        quantizers = self._quantize(found, bits, statistics)
+        if fewest <= 4:  # at 8 bits, one batch's means are off by more than the rounding
             correct_outputs(model, quantizers, found, statistics, batches[0])
         return Quantized(self, quantizers)
 
     def _quantize(
-        self, found: dict[str, Layer], statistics: dict[str, LayerStatistics]
+        self, found: dict[str, Layer], bits: dict[str, int], statistics: dict[str, LayerStatistics]
     ) -> dict[nn.Module, WeightQuantizer]:
         quantizers: dict[nn.Module, WeightQuantizer] = {}
-        order = list(statistics)
-        ends = {*order[:1], *order[-1:]}
+        inputs, scales = self.each("activation_bits", found), self.each("scales", found)
         for name, layer in found.items():
-            bits = max(self.weight_bits, self.first_last_bits) if name in ends else self.weight_bits
             seen = statistics.get(name)
-            if seen is not None and self.activation_bits is not None:
-                low, high = seen.range(self.observer, self.activation_bits)
-                quantizer = InputQuantizer(low, high, self.activation_bits)
+            if seen is not None and inputs[name] is not None:
+                low, high = seen.range(self.observer, inputs[name])
+                quantizer = InputQuantizer(low, high, inputs[name])
                 input_quantizer.put_on(layer, quantizer.to(layer.weight.device))
                 seen.samples.clear()
             moments = seen.moments if seen else None
-            quantizers[layer] = _quantize_weight(name, layer, bits, moments, self.scales)
+            quantizers[layer] = _quantize_weight(name, layer, bits[name], moments, scales[name])
         return quantizers
 
 

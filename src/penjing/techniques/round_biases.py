@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from penjing.net import layers
 from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids
 from penjing.tasks import Task
+from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 
@@ -29,7 +30,7 @@ class RoundBiases(Technique):
     name: ClassVar[str] = "round_biases"
     kind: ClassVar[Kind] = Kind.BIASES
 
-    bits: int = Field(default=4, ge=2, le=16)
+    bits: ByLayer[Annotated[int, Field(ge=2, le=16)]] = 4
     """Of the integers, with their sign."""
 
     def attach(self, model: nn.Module, task: Task) -> Attached:
@@ -41,12 +42,12 @@ class RoundBiases(Technique):
             raise PenjingError(
                 "round_biases found no convolution or linear layer with a bias; leave it out."
             )
-        for layer in found.values():
-            rounding = BiasRounding(
-                grids.step_for(layers.original(layer, "bias").detach(), self.bits)
-            )
-            parametrize.register_parametrization(layer, "bias", rounding, unsafe=True)
-        return RoundedBiases(self, set(found))
+        chosen = {name: bits for name, bits in self.each("bits", found).items() if bits is not None}
+        for name, bits in chosen.items():
+            step = grids.step_for(layers.original(found[name], "bias").detach(), bits)
+            rounding = BiasRounding(step)
+            parametrize.register_parametrization(found[name], "bias", rounding, unsafe=True)
+        return RoundedBiases(self, set(chosen))
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from penjing.net import layers
 from penjing.net.layers import CodebookWeights, Layer
 from penjing.net.norms import fold_batch_norm
 from penjing.tasks import Task
+from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 ITERATIONS = 300
@@ -32,10 +33,10 @@ class ShareWeights(Technique):
     name: ClassVar[str] = "share_weights"
     kind: ClassVar[Kind] = Kind.CODEBOOK
 
-    bits: int = Field(default=5, ge=1, le=8)
+    bits: ByLayer[Annotated[int, Field(ge=1, le=8)]] = 5
     """A codebook has ``2**bits`` values."""
     linear_bits: int | None = Field(default=None, ge=1, le=8)
-    """The same for fully connected layers; None takes ``bits``."""
+    """Bits of fully connected layers, whatever ``bits`` says; None takes ``bits``."""
 
     def attach(self, model: nn.Module, task: Task) -> Attached:
         """Fold, cluster, replace. Raises ``PenjingError`` for NaN or infinity in a layer's weights."""
@@ -43,11 +44,14 @@ class ShareWeights(Technique):
             _check(name, layer)
         device = next(model.parameters()).device
         fold_batch_norm(model, task.example.to(device))
-        for layer in layers.compressible(model).values():
-            bits = self.linear_bits if isinstance(layer, nn.Linear) else None
-            _share(layer, bits or self.bits)
-            # A technique that is attached later must keep equal weights equal.
-            _note_format(layer, bits or self.bits)
+        found = layers.compressible(model)
+        for name, chosen in self.each("bits", found).items():
+            bits = self.linear_bits if isinstance(found[name], nn.Linear) else None
+            bits = bits or chosen
+            if bits is not None:
+                _share(found[name], bits)
+                # A technique that is attached later must keep equal weights equal.
+                _note_format(found[name], bits)
         return SharedWeights(self)
 
 

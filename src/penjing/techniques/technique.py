@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from penjing.net.dead_channels import cut_idle
 from penjing.net.plain import plain
 from penjing.tasks import Task
+from penjing.techniques import by_layer
 
 
 class Kind(Enum):
@@ -61,6 +62,16 @@ class Technique(BaseModel, ABC):
     def changes(self) -> Kind:
         """Its ``kind``, unless its settings make it another."""
         return self.kind
+
+    def each(self, setting: str, names: Iterable[str]) -> dict[str, Any]:
+        """Return the value of ``setting``, a ``ByLayer``, for each of the layers ``names``.
+
+        Raises ``PenjingError`` where it is given for a pattern that none of them fits.
+        """
+        field = type(self).model_fields[setting]
+        default = None if field.is_required() else field.default
+        called = f"{self.name}: {setting}"
+        return by_layer.for_each(getattr(self, setting), names, default, called)
 
     @abstractmethod
     def attach(self, model: nn.Module, task: Task) -> Attached:
