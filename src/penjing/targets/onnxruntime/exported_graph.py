@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import logging
 import traceback
@@ -23,6 +24,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxscript
 import torch
+import torch._export.utils
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -162,13 +164,31 @@ def _with_four_axes(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def _keep_signatures() -> None:
-    """Let onnxscript keep the signatures of its translations of PyTorch's operators: for every export it
-    reads all of them from their source anew, which takes 0.8 seconds."""
+    """Let the exporter keep the signatures of its translations of PyTorch's operators: for every export
+    it reads all of them from their source anew, which takes a second."""
     kind = onnxscript.TracedOnnxFunction
     if isinstance(read := vars(kind).get("function_ir"), property) and read.fget:
         kept = functools.cached_property(read.fget)
         kept.__set_name__(kind, "function_ir")
         kind.function_ir = kept  # type: ignore[assignment, method-assign]
+    with contextlib.suppress(ImportError, AttributeError):  # not in every version of PyTorch
+        schemas = importlib.import_module("torch.onnx._internal.exporter._schemas")
+        schemas.op_signature_from_function = functools.cache(schemas.op_signature_from_function)
+
+
+@contextlib.contextmanager
+def _one_look_at_operators() -> Iterator[None]:
+    """Let PyTorch load its composite operators once an export, not once for each of 30 namespaces, which
+    takes half a second. Not once for all: foreign code may register more."""
+    look = getattr(torch._export.utils, "_materialize_cpp_cia_ops", None)
+    if look is None:
+        yield
+        return
+    torch._export.utils._materialize_cpp_cia_ops = functools.cache(look)
+    try:
+        yield
+    finally:
+        torch._export.utils._materialize_cpp_cia_ops = look
 
 
 @functools.lru_cache(KEPT)
@@ -296,7 +316,8 @@ def _exporting(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
     # Attention in plain operators: what the exporter makes of the fused ones has other strides, on which
     # the views that were traced are impossible.
     attention = sdpa_kernel(SDPBackend.MATH)
-    with _quiet(), contextlib.redirect_stdout(io.StringIO()), attention:
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with _quiet(), quiet, attention, _one_look_at_operators():
         try:
             yield
         except Exception as error:  # whatever the exporter, or foreign code under it, raises
