@@ -172,7 +172,7 @@ def _keep_signatures() -> None:
         kept.__set_name__(kind, "function_ir")
         kind.function_ir = kept  # type: ignore[assignment, method-assign]
     with contextlib.suppress(ImportError, AttributeError):  # not in every version of PyTorch
-        schemas = importlib.import_module("torch.onnx._internal.exporter._schemas")
+        schemas: Any = importlib.import_module("torch.onnx._internal.exporter._schemas")
         schemas.op_signature_from_function = functools.cache(schemas.op_signature_from_function)
 
 
