@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exception whose message is for users."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class PenjingError(Exception):
-    """Something the user can put right.
+    """An error that the user can put right.
 
     The message is one sentence that names the layer, file or option, what was expected, what was
     found, and what to do. The command line prints it on standard error and exits with code 2.
@@ -17,7 +17,7 @@ class PenjingError(Exception):
 
 
 def invalid(error: ValidationError) -> tuple[str, str]:
-    """The first setting that is invalid, by its dotted name, and what is wrong with it."""
+    """Return the dotted name of the first invalid setting, and what is wrong with it."""
     first = error.errors()[0]
     # Blank parts are the two forms of a setting by layer.
     place, reason = ".".join(str(part) for part in first["loc"] if str(part).strip()), first["msg"]

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever happens while they are written."""
+"""Atomic writing of files and folders: each is there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ABANDONED_S = 3600.0
-"""Age of a partial file from which that of a process which no longer runs here is deleted; younger
-ones may belong to another machine."""
+"""Age from which a partial file is deleted whose process does not run here; younger ones may belong
+to another machine."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file, or make a folder, at; on leaving it is on the disk and
-    takes the place of ``path`` at once.
+    """Give a path beside ``path`` to write a file, or make a folder, at; at the end of the block it is
+    flushed to the disk and replaces ``path``.
 
-    Until then, and when the block raises or the process is killed, ``path`` is as it was. Several
+    Before, and when the block raises or the process is killed, ``path`` is as it was. Several
     processes may write one path: the last one wins, as a whole. The folder of ``path`` is made if it
     is missing. What killed processes left beside ``path`` is deleted an hour later.
 
@@ -83,7 +83,7 @@ def save_tensors(
 
 
 def remove(path: str | Path) -> None:
-    """Delete a file or folder, if it is there, such that nobody finds half of it."""
+    """Delete a file or folder, if it exists, atomically. Raises PenjingError if it cannot be."""
     path = Path(path)
     aside = _beside(path)
     try:
@@ -96,8 +96,8 @@ def remove(path: str | Path) -> None:
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether ``error``, or what it came from, says that there was no room left to write; libraries in
-    other languages say it in words."""
+    """Whether ``error``, or one of its causes, means that the disk is full; libraries in other
+    languages say so in words only."""
     words = [os.strerror(number) for number in FULL]
     while error is not None:
         if getattr(error, "errno", None) in FULL or any(word in str(error) for word in words):
@@ -117,7 +117,7 @@ def _put(partial: Path, path: Path) -> None:
 
 
 def _renamed(partial: Path, path: Path) -> bool:
-    """Whether ``partial`` is at ``path`` now, and not kept off by a folder that holds something."""
+    """Rename ``partial`` to ``path``; False if a folder there is not empty."""
     try:
         partial.replace(path)
     except OSError as error:
@@ -128,12 +128,12 @@ def _renamed(partial: Path, path: Path) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """A new name in the folder of ``path``, from which its process can be told."""
+    """Return a new path beside ``path`` whose name holds the number of this process."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
 
 
 def _flush(path: Path) -> None:
-    """Wait until ``path``, with all that is in it, is on the disk."""
+    """Flush ``path``, with all that is in it, to the disk."""
     if path.is_dir():
         for inner in path.iterdir():
             _flush(inner)
@@ -187,7 +187,7 @@ def _runs(process: int) -> bool:
 
 
 def _as_system_error(error: Exception) -> OSError:
-    """safetensors has the number of the system's error in its text only."""
+    """Make an OSError of a safetensors error, which has the system's number in its text only."""
     named = re.search(r"os error (\d+)", str(error))
     number = int(named[1]) if named else errno.EIO
     return OSError(number, os.strerror(number) if named else " ".join(str(error).split()))

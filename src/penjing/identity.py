@@ -1,5 +1,5 @@
-"""What a model, a loss or any other value is, as a hash: alike in every process, and different
-whenever its behaviour may be.
+"""Hashes of models, losses and any other values: equal in every process, and different whenever
+their behaviour may be.
 
 Functions and classes of the user are read: bytecode, constants, defaults, the values that a closure
 holds, and the globals that the code names, in turn. Those of installed packages and of Python itself
@@ -37,23 +37,24 @@ SLOT: tuple[type, ...] = (
     types.WrapperDescriptorType,
 )
 SLOT += (types.MethodDescriptorType, types.ClassMethodDescriptorType)
-"""What a class has that Python or C made for it: said by the class and a name."""
+"""Types of attributes that Python or C made for a class; class and name identify them."""
 OF_CLASSES = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "_abc_impl"}
 OF_CLASSES |= {"__annotations__", "__firstlineno__", "__static_attributes__", "__slots__"}
-"""Entries of every class, which say nothing of what it does."""
+"""Entries of every class that have no effect on its behaviour."""
 OF_MODULES = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 OF_MODULES |= {"_is_full_backward_hook", "_backward_hooks", "_backward_pre_hooks", "_graph"}
 OF_MODULES |= {"_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"}
 OF_MODULES |= {"_load_state_dict_post_hooks"}
-"""Attributes of every module that are read otherwise, or say nothing of what it computes."""
+"""Attributes of every module that are hashed elsewhere, or have no effect on what it computes."""
 
 
 class UnidentifiedError(PenjingError):
-    """Something holds a state that no process can tell from another's, such as a lock."""
+    """A value holds state that cannot be identified in another process, such as a lock."""
 
 
 def of(*values: Any) -> bytes:
-    """SHA-256 of ``values``: numbers, text, containers, tensors, modules, functions, objects.
+    """Return the SHA-256 of ``values``: numbers, text, containers, tensors, modules, functions,
+    objects.
 
     A module counts with its structure, its weights, buffers and plain tensors. An object that cannot
     be identified counts by its type and its attribute ``name``.
@@ -65,17 +66,18 @@ def of(*values: Any) -> bytes:
 
 
 def structure(model: nn.Module) -> str:
-    """SHA-256 (hex) of ``model`` without the values of its parameters and buffers: their shapes,
-    the kinds and settings of its modules, the code of those of the user, and the versions of the
-    packages that others come from.
+    """Return the SHA-256 (hex) of ``model`` without the values of its parameters and buffers: their
+    shapes, the types and settings of its modules, the code of the user's own modules, and the
+    versions of the packages that others come from.
 
-    Raises what ``of`` raises.
+    Raises:
+        UnidentifiedError: an object that cannot be identified has no ``name``.
     """
     return _Reader(weights=False).read(model).hex()
 
 
 class _Reader:
-    """Hashes values by their parts. ``weights``: those of modules count."""
+    """Hash values by their parts; ``weights``: with the values of modules' tensors."""
 
     def __init__(self, *, weights: bool) -> None:
         self.weights = weights
@@ -103,7 +105,7 @@ class _Reader:
         return found
 
     def parts(self, value: Any) -> Iterator[bytes]:
-        """What is hashed of ``value``."""
+        """Yield the parts of ``value`` that are hashed."""
         for kind, parts in _KINDS:
             if isinstance(value, kind):
                 yield kind.__name__.encode()
@@ -208,7 +210,7 @@ class _Reader:
             yield self.read(child)
 
     def tensors(self, value: nn.Module) -> Iterator[bytes]:
-        """Parameters and buffers, which may be shared, of the module alone."""
+        """Yield the module's own parameters and buffers, which may be shared."""
         own = [*value.named_parameters("", False, False), *value.named_buffers("", False, False)]
         if isinstance(value, torch.jit.ScriptModule):
             own = [*value.named_parameters(), *value.named_buffers()]
@@ -221,7 +223,7 @@ class _Reader:
             yield self.known[id(one)][1]
 
     def instance(self, value: Any) -> Iterator[bytes]:
-        """By what ``copy`` and ``pickle`` would make it from."""
+        """Yield the parts from which ``copy`` and ``pickle`` would rebuild ``value``."""
         try:
             made = value.__reduce_ex__(2)
         except Exception as error:
@@ -280,7 +282,7 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _name(value: Any) -> str | None:
-    """The type of ``value`` and the name that its owner gave it, if any."""
+    """Return the type of ``value`` and the name that its owner gave it, if any."""
     name, kind = getattr(value, "name", None), type(value)
     return f"{kind.__module__} {kind.__qualname__} {name}" if isinstance(name, str) else None
 
@@ -294,7 +296,7 @@ def _unidentified(value: Any) -> UnidentifiedError:
 
 
 def _empty(value: Any) -> bool:
-    """Hooks that are not there; the modules of old files lack their places."""
+    """Whether ``value`` is an empty dict, as of hooks; modules of old files lack the attribute."""
     return isinstance(value, dict) and not value
 
 
@@ -307,8 +309,8 @@ def _cells(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
-    """The globals that the code of ``function`` names, and the attributes that it names of modules
-    of the user."""
+    """Find the globals that the code of ``function`` names, and the attributes of the user's own
+    modules that it names."""
     names = sorted(set(_names(function.__code__)))
     found = {name: function.__globals__[name] for name in names if name in function.__globals__}
     for name, value in list(found.items()):
@@ -343,8 +345,8 @@ def _installed(module: str | None) -> bool:
 
 @functools.cache
 def _homes(top: str) -> list[Path]:
-    """The folders in which packages lie that were installed with a module ``top``, wherever that is;
-    the code of an editable one lies elsewhere, and may change."""
+    """Find the folders of the installed packages that have a module ``top``; the code of an editable
+    package lies elsewhere, and may change."""
     names = _distributions().get(top, [])
     return [Path(str(metadata.distribution(name).locate_file(""))).resolve() for name in names]
 
@@ -356,7 +358,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 @functools.cache
 def _version(module: str | None) -> str:
-    """``module`` and the version of its package."""
+    """Return ``module`` and the version of its package."""
     top = (module or "builtins").partition(".")[0]
     said = getattr(sys.modules.get(top), "__version__", None)
     return f"{module} {said or ' '.join(map(metadata.version, _distributions().get(top, [])))}"

@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: a bar on a terminal, else a line a minute.
+"""Progress of long work on standard error: a bar on a terminal, else a line a minute.
 
 All bars and lines go through one console, so that a bar within another is drawn below it, and lines
 above both.
@@ -29,15 +29,15 @@ def say(line: str) -> None:
 
 
 class Bar:
-    """The share of a piece of work that is done, shown as it grows; by itself it shows nothing."""
+    """Progress of a piece of work; this class shows nothing."""
 
     def update(self, share: float, what: str | None = None) -> None:
-        """Show that ``share`` (in [0, 1]) is done, of what is now called ``what``."""
+        """Show that ``share`` (in [0, 1]) is done; ``what`` renames the work."""
 
 
 @contextmanager
 def bar(what: str, *, hidden: bool = False) -> Iterator[Bar]:
-    """Show how far ``what`` is until the block ends; ``hidden`` shows nothing."""
+    """Show the progress of ``what`` until the block ends; ``hidden`` shows nothing."""
     if hidden:
         yield Bar()
     elif CONSOLE.is_terminal:
@@ -48,10 +48,8 @@ def bar(what: str, *, hidden: bool = False) -> Iterator[Bar]:
 
 
 def shown(items: Iterable[Item], what: str, total: int, *, long: bool = True) -> Iterator[Item]:
-    """``items``, ``total`` in number, with their progress shown while they are consumed.
-
-    ``what`` is being done; ``long`` False shows nothing.
-    """
+    """Yield ``items``, ``total`` in number, and show the progress of ``what`` that is done with them;
+    ``long`` False shows nothing."""
     with bar(what, hidden=not long) as line:
         for done, item in enumerate(items):
             line.update(done / max(total, 1))
@@ -100,7 +98,7 @@ def _columns() -> Progress:
 
 
 def _duration(seconds: float) -> str:
-    """``seconds`` in the largest unit of which there are two."""
+    """Write ``seconds`` in the largest unit of which there are two."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

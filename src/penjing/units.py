@@ -17,7 +17,8 @@ MISSING = "–"
 
 
 def parsed(value: object, of: dict[str, float], what: str) -> float:
-    """Read a quantity: ``"300KB"`` is 300000.0; a plain number counts in the unit of 1 of ``of``.
+    """Parse a quantity: ``"300KB"`` is 300000.0; a plain number has the unit whose factor in ``of`` is
+    1. ``what`` names it in errors.
 
     Raises:
         PenjingError: it is not a positive number with one of the units.
@@ -33,47 +34,47 @@ def parsed(value: object, of: dict[str, float], what: str) -> float:
 
 
 def number(value: float, decimals: int = 0) -> str:
-    """``1234.5`` as ``1,234.5``; a true minus sign, so that columns align."""
+    """Write ``1234.5`` as ``1,234.5``, with a true minus sign, so that columns align."""
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def kilobytes(count: float) -> str:
-    """Bytes in thousands."""
+    """Write bytes in thousands, without the unit."""
     return number(count / 1e3, 1)
 
 
 def megabytes(count: float) -> str:
-    """Bytes in millions."""
+    """Write bytes in millions, without the unit."""
     return number(count / 1e6, 1)
 
 
 def millions(count: float) -> str:
-    """Multiply-accumulates in millions."""
+    """Write a number of multiply-accumulates in millions."""
     return number(count / 1e6, 2)
 
 
 def milliseconds(value: float) -> str:
-    """Milliseconds to the microsecond."""
+    """Write milliseconds to the microsecond, without the unit."""
     return number(value, 3)
 
 
 def times(value: float) -> str:
-    """A ratio, as in ``3.25×``."""
+    """Write a ratio, as in ``3.25×``."""
     return f"{number(value, 2 if value < 10 else 1)}×"
 
 
 def size(count: float) -> str:
-    """A number of bytes with its unit, for running text."""
+    """Write a number of bytes with its unit, for running text."""
     return f"{megabytes(count)} MB" if abs(count) >= 1e6 else f"{kilobytes(count)} KB"
 
 
 def signed(text: str) -> str:
-    """``text`` of a number with a plus sign if it is above zero."""
+    """Put a plus sign before the ``text`` of a number above zero."""
     return text if text.startswith("−") or not text.strip("0.,×") else f"+{text}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units, as in ``24 min 05 s``."""
+    """Write seconds in the two largest units, as in ``24 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -83,7 +84,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class ScoreUnit:
-    """How scores are written: those that lie in [0, 1] (top-1, mAP) as a percentage."""
+    """Unit that scores are written in: percent for those in [0, 1] (top-1, mAP), else none."""
 
     percent: bool
 

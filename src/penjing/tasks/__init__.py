@@ -1,4 +1,4 @@
-"""What a model is for: data, a loss, a score."""
+"""Tasks: labelled images, a loss and a score that a model is trained and judged by."""
 
 from penjing.tasks.datasets import describe, from_arrays, load
 from penjing.tasks.preprocessing import Preprocessing

@@ -7,14 +7,14 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 SHIFT = 1 / 8
-"""How far images are shifted, as a share of their sides, where nothing else is said."""
+"""Default largest shift of an image, as a share of its side."""
 
 
 def shift(pixels: Tensor, generator: Generator, share: float = SHIFT) -> Tensor:
-    """Each image of ``[N, C, H, W]`` moved by up to ``share`` of its height and of its width, black
-    moving in.
+    """Shift each image of ``pixels`` ``[N, C, H, W]`` at random by up to ``share`` of its height and
+    width, and fill the border with zeros.
 
-    The padded random crop of He et al. 2016 (arXiv:1512.03385, section 4.2): 4 px at 32 x 32.
+    This is the padded random crop of He et al. 2016 (arXiv:1512.03385, section 4.2): 4 px at 32 x 32.
     """
     count, channels, height, width = pixels.shape
     up, aside = int(height * share), int(width * share)
@@ -28,6 +28,6 @@ def shift(pixels: Tensor, generator: Generator, share: float = SHIFT) -> Tensor:
 
 
 def flip(pixels: Tensor, generator: Generator) -> Tensor:
-    """Each image of ``[N, C, H, W]`` mirrored left to right with probability 1/2."""
+    """Mirror each image of ``pixels`` ``[N, C, H, W]`` left to right with probability 1/2."""
     mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, pixels.flip(-1), pixels)

@@ -19,39 +19,39 @@ from penjing.tasks.coco import Annotated
 from penjing.tasks.frames import read, to_input
 
 Pixels = NDArray[Any]
-"""uint8 ``[h, w, channels]``."""
+"""An image, uint8 ``[h, w, channels]``."""
 Boxes = NDArray[np.float32]
 
 LARGEST_IN_MEMORY = 2**31
-"""Bytes of all images of a split together, up to which they stay in memory."""
+"""Largest split that stays in memory, bytes."""
 KEPT_SCALE = 2
-"""Images stay in memory at so many times the input's size, so that views can zoom in."""
+"""Size of the images in memory relative to the input's, so that views can zoom in."""
 ZOOM = (0.6, 2.0)
 STRETCH = 1.25
 MOSAIC = 0.4
-"""Share of the training images that are put together from four views (Bochkovskiy et al. 2020,
+"""Share of the training images that are mosaics of four views (Bochkovskiy et al. 2020,
 arXiv:2004.10934)."""
 VISIBLE = 0.6
-"""Share of a box that must be in view for it to be an object; less is left out of the loss."""
+"""Smallest share of a box in view that counts as an object; less is left out of the loss."""
 AIMED = 2 / 3
-"""Share of the views that show an object; a random window of a zoomed image would mostly miss its
-few objects."""
+"""Share of the views that are aimed at an object; a random window of a zoomed image would mostly
+miss its few objects."""
 AIMED_WRONG = 1 / 6
-"""Share of the views that show a hard negative, of images that have some."""
+"""Share of the views that are aimed at a hard negative, in images that have some."""
 SMALLEST = (4.0, 2.5)
-"""Width and height in input pixels under which an object is left out of the loss."""
+"""Smallest width and height of an object, input pixels; smaller ones are left out of the loss."""
 
 
 class BoxImages:
-    """Images of one split with their boxes, as ``penjing.tasks.Task`` wants them.
+    """Images of one split with their boxes, a ``penjing.tasks.task.Split``.
 
     Pixels are uint8 ``[n, C, height, width]``: each image stretched to the input. Targets are
-    float32 ``[n, m, 5]``, see ``Annotated.boxes``, filled up with boxes of -1.
+    float32 ``[n, m, 5]`` as in ``Annotated.boxes``, padded with boxes of -1.
 
     Args:
-        hard: for each image, what an earlier detector wrongly took for objects: boxes ``[n, 4]`` as
-            shares of its size. Views show them more often than other background, and mosaics are
-            put together more often from images that have some.
+        hard: hard negatives of each image: boxes ``[n, 4]`` as shares of its size that an earlier
+            detector wrongly found. Views show them more often than other background, and mosaics
+            use images that have some more often.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class BoxImages:
         generator: Generator | None = None,
         shift: float = SHIFT,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and targets of the images at ``order``; with a generator, a random view of each or
-        a mosaic of it with three others, which take the place of a ``shift``."""
+        """Yield pixels and targets of the images at ``order``; with a generator, a random view of
+        each, or a mosaic of it with three others. ``shift`` has no effect."""
         for part in order.split(batch_size):
             if generator is None:
                 made = [self._plain(index) for index in part.tolist()]
@@ -95,8 +95,8 @@ class BoxImages:
             yield pixels.permute(0, 3, 1, 2), boxes
 
     def digest(self) -> bytes:
-        """SHA-256 over input size, file names and sizes, and boxes; hard negatives follow from the
-        model that found them."""
+        """Return the SHA-256 of input size, file names and sizes, and boxes. Hard negatives do not
+        count: they follow from the model that found them."""
         shape = (self.height, self.width, self.channels)
         digest = hashlib.sha256(repr(shape).encode())
         for image in self.images:
@@ -119,7 +119,7 @@ class BoxImages:
         return recolour(pixels, self.channels, random), boxes
 
     def _mosaic(self, index: int, random: np.random.Generator) -> tuple[Pixels, Boxes]:
-        """Four views side by side, the given image in one of them."""
+        """Make a mosaic of four views, one of them of the image at ``index``."""
         canvas = np.empty((self.height, self.width, 3), np.uint8)
         middle_x = int(self.width * random.uniform(0.3, 0.7))
         middle_y = int(self.height * random.uniform(0.3, 0.7))
@@ -141,8 +141,8 @@ class BoxImages:
     def _view(
         self, index: int, height: int, width: int, random: np.random.Generator
     ) -> tuple[Pixels, Boxes]:
-        """A window of ``height`` x ``width`` on the image at a random zoom, RGB, with the boxes in
-        it as shares of the window."""
+        """Cut a window of ``height`` x ``width`` out of the image at a random zoom, RGB, with its
+        boxes as shares of the window."""
         source = self._stretched(index, KEPT_SCALE)
         zoom = math.exp(random.uniform(*np.log(ZOOM)))
         stretch = math.exp(random.uniform(-1, 1) * math.log(STRETCH) / 2)
@@ -171,7 +171,7 @@ class BoxImages:
         return pixels, _in_view(boxes, height, width)
 
     def _aim(self, index: int, random: np.random.Generator) -> Boxes | None:
-        """The centre of an object or of a hard negative; None for anywhere."""
+        """Choose the centre of an object or of a hard negative to aim at; None for anywhere."""
         chance = random.random()
         boxes = self.images[index].boxes if chance < AIMED else self.hard[index]
         if not len(boxes) or chance >= AIMED + AIMED_WRONG:
@@ -180,7 +180,7 @@ class BoxImages:
         return np.array([(left + right) / 2, (top + bottom) / 2], np.float32)
 
     def _stretched(self, index: int, scale: int) -> Pixels:
-        """The image at ``scale`` times the input's size, RGB."""
+        """Return the image at ``scale`` times the input's size, RGB."""
         if (index, scale) in self._kept:
             return self._kept[index, scale]
         size = (scale * self.height, scale * self.width)
@@ -207,10 +207,10 @@ class BoxImages:
 
 
 def recolour(pixels: Pixels, channels: int, random: np.random.Generator) -> Pixels:
-    """``pixels`` RGB ``[h, w, 3]`` in another light: ``[h, w, channels]``.
+    """Change the colours of ``pixels`` RGB uint8 ``[h, w, 3]`` at random: uint8 ``[h, w, channels]``.
 
-    Gains, gamma and offset for each colour, sometimes without colours, blurred or with noise, as
-    cameras, lamps and nights differ.
+    Gain, gamma and offset differ for each colour; some images become grey, blurred or noisy, as
+    cameras and lighting differ.
     """
     grey = channels == 1 or random.random() < 0.1
     if grey:
@@ -244,7 +244,7 @@ def _warp(source: Pixels, matrix: NDArray, height: int, width: int, grey: int) -
 
 
 def _in_view(boxes: Boxes, height: int, width: int) -> Boxes:
-    """``boxes`` in pixels cut at the window, as shares of it; what is hardly in view is marked 0."""
+    """Clip ``boxes`` in pixels to the window, as shares of it; mark those hardly in view with 0."""
     size = np.array([width, height] * 2, np.float32)
     cut = np.clip(boxes[:, :4], 0, size)
     area = _sides(boxes).prod(axis=1)

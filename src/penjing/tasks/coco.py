@@ -1,4 +1,4 @@
-"""Boxes on images as COCO's JSON files hold them."""
+"""Read boxes on images from COCO's JSON files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from penjing.errors import PenjingError
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image and the boxes on it."""
+    """An image file, its size in pixels, and the boxes on it."""
 
     path: Path
     boxes: NDArray[np.float32]
-    """``[m, 5]``: left, top, right, bottom as shares of the image's size, then 1 for an object or 0
-    for a crowd, in which it doesn't matter what is found."""
+    """Boxes ``[m, 5]``: left, top, right, bottom as shares of the image's size, then 1 for an object
+    or 0 for a crowd, in which detections are ignored."""
     width: int
     height: int
 
 
 def read(file: str | Path, images: str | Path | None = None) -> list[Annotated]:
-    """The images of a COCO file (https://cocodataset.org/#format-data) with their boxes.
+    """Read the images of a COCO file (https://cocodataset.org/#format-data) with their boxes.
 
-    Boxes of all categories are objects; boxes are cut at the image's border. Images without boxes
-    belong to the set: they teach what is no object.
+    Boxes of all categories are objects; they are clipped to the image. Images without boxes belong
+    to the set: they teach the background.
 
     Args:
         file: JSON with ``images`` (``id``, ``file_name``, ``width``, ``height``) and ``annotations``

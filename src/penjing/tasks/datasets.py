@@ -1,4 +1,4 @@
-"""The data layouts people have: image folders, torchvision's data sets, arrays."""
+"""Tasks from image folders, torchvision's data sets and arrays."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ PARTS = {
     "validation": ("val", "valid", "validation"),
     "test": ("test",),
 }
-"""The folders that a part may be in."""
+"""Names of the folders that each part may be in."""
 LARGEST_VALIDATION = 5000
 LOOKED_AT = 8
-"""Images in which unused bits are looked for."""
+"""Number of images in which unused bits are looked for."""
 DEEP_ENDINGS = (".png", ".tif", ".tiff", ".pgm", ".jp2")
 MANY_CLASSES = 10
-"""More than so many are not listed one by one."""
+"""Largest number of classes that are listed one by one."""
 LARGEST_IN_MEMORY = 2**30
-"""Preprocessed pixels of all splits together, bytes, up to which they stay in memory."""
+"""Largest total of preprocessed pixels of all splits that stays in memory, bytes."""
 
 Sources = Sequence[Path] | NDArray[np.uint8]
 Labelled = tuple[Sources, Tensor]
@@ -62,23 +62,23 @@ def load(
     loss: Loss | None = None,
     score: Score | None = None,
 ) -> Task:
-    """A classification task from data on disk. Nothing is downloaded.
+    """Load a classification task from disk. Nothing is downloaded.
 
     Files and folders that are not read are named on standard error, and so are classes that a split
-    leaves without images. Images are read as in ``penjing.tasks.image_files``.
+    leaves without images. Images are read by ``penjing.tasks.image_files``.
 
     Args:
         data: a folder with ``train/CLASS/*.jpg`` and optionally ``val/`` (or ``valid/`` or
             ``validation/``) and ``test/`` of the same form, or ``torchvision:`` and one of MNIST,
             FashionMNIST, CIFAR10, CIFAR100.
-        preprocessing: what the model expects, see ``penjing.models.preprocessing``. None takes a
+        preprocessing: the model's, see ``penjing.models.preprocessing``. None takes a
             torchvision data set as it is, and a folder at the short side of its first image (at
             most 224 px) with ImageNet's mean and deviation.
         root: folder of a ``torchvision:`` data set, as torchvision lays it out.
         validation: without a validation part, so many training images are split off for it at
             random: a share (at most 5000 images), or a number. One image of each class stays in
             train, and each class of which half an image or more falls to validation has one there.
-        seed: of that split, of ``calibration`` and of ``limit``.
+        seed: random seed of that split, of ``calibration`` and of ``limit``.
         loss: ``(output, target) -> scalar`` instead of cross entropy.
         score: ``(output, target) -> number`` instead of top-1; higher is better.
 
@@ -112,7 +112,7 @@ def from_arrays(
     loss: Loss | None = None,
     score: Score | None = None,
 ) -> Task:
-    """A classification task from images in memory.
+    """Make a classification task from images in memory.
 
     Args:
         images: training images, uint8 ``[N, H, W, C]`` or grey ``[N, H, W]``.
@@ -145,7 +145,8 @@ def from_arrays(
 
 
 def describe(task: Task) -> str:
-    """How many images of each class each part has, in one line; of many classes the range."""
+    """Return one line with the number of images of each class in each part; the range if there are
+    many classes."""
     parts = [(name, task.splits[name]) for name in PARTS if name in task.splits]
     return "; ".join(_described(name, part, task.classes) for name, part in parts)
 
@@ -209,10 +210,10 @@ def _split_off(
 
 
 def _stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """A random order of the images, int64 ``[N]``, whose first ``count`` are to be split off.
+    """Return a random order of the images, int64 ``[N]``, whose first ``count`` are to be split off.
 
     The first image of each class that has enough comes early and the last of each class late, so that
-    it is on both sides; all others are where chance put them.
+    it is on both sides; the order of all others is random.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels[order]
@@ -249,7 +250,7 @@ def _image_folder(root: Path) -> tuple[list[str], dict[str, Labelled]]:
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """The folder of each part that is there; others are named to the user."""
+    """Find the folder of each part, and name the other folders to the user."""
     found = {folder.name: folder for folder in _folders(root)}
     parts = {}
     for part, names in PARTS.items():
@@ -304,7 +305,7 @@ def _counted(files: Counter[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """All ``names``, or of many the first and how many more."""
+    """Join ``names`` with commas; the first of many and the number of the others."""
     more = len(names) - MANY_CLASSES
     return ", ".join(names[:MANY_CLASSES]) + (f" and {more} more" if more > 0 else "")
 

@@ -1,4 +1,4 @@
-"""How good a detector is: COCO's average precision, and recall at a rate of false positives."""
+"""Detection metrics: COCO's average precision, and recall at a rate of false positives."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 Boxes = Sequence[NDArray[np.floating]]
 
 AREA = 1000.0
-"""COCO counts by area in pixels; shares of an image become boxes of an image of this side."""
+"""Side of the image, px, that shares are scaled to, because COCO counts by area in pixels."""
 
 
 def average_precision(found: Boxes, truth: Boxes) -> dict[str, float]:
-    """``AP`` (over IoU 0.50 to 0.95), ``AP50`` and ``AP75`` as COCO counts them, by pycocotools.
+    """Compute COCO's ``AP`` (over IoU 0.50 to 0.95), ``AP50`` and ``AP75`` with pycocotools.
 
     Args:
-        found: of each image left, top, right, bottom and score, ``[n, 5]``.
-        truth: of each image left, top, right, bottom in the same unit, ``[m, 4]``.
+        found: detections of each image ``[n, 5]``: left, top, right, bottom as shares of the image's
+            size, and score.
+        truth: boxes of each image ``[m, 4]``: left, top, right, bottom in the same unit.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -43,11 +44,11 @@ def average_precision(found: Boxes, truth: Boxes) -> dict[str, float]:
 def recall_at(
     found: Boxes, truth: Boxes, false_positives: float = 0.1, iou: float = 0.5
 ) -> tuple[float, float]:
-    """The highest recall with at most ``false_positives`` an image, and the score that gives it.
+    """Return the highest recall with at most ``false_positives`` an image, and its score threshold.
 
-    A detection is right when it overlaps a box by ``iou`` that no better one has taken; everything
-    else is a false positive. The score lies halfway to
-    the next lower one, so that a last bit does not decide.
+    A detection is right when it overlaps a box by ``iou`` that no better one has taken; all others
+    are false positives. The threshold lies halfway to the next lower score, so that a last bit does
+    not decide. Boxes are as in ``average_precision``.
     """
     matched = [_matches(boxes, real, iou) for boxes, real in zip(found, truth, strict=True)]
     scores = np.concatenate([boxes[:, 4] for boxes in found]) if found else np.empty(0)
@@ -68,14 +69,15 @@ def recall_at(
 
 
 def count(found: Boxes, truth: Boxes, iou: float = 0.5) -> tuple[int, int]:
-    """How many detections are right, and how many are false positives."""
+    """Count the detections that are right, and the false positives, as in ``recall_at``."""
     matched = [_matches(boxes, real, iou) for boxes, real in zip(found, truth, strict=True)]
     right = sum(int(part.sum()) for part in matched)
     return right, sum(len(part) for part in matched) - right
 
 
 def overlaps(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.floating]:
-    """IoU of each of ``[n, 4]`` boxes with each of ``[m, 4]``: ``[n, m]``."""
+    """Compute the IoU of each box of ``one`` ``[n, 4]`` with each of ``other`` ``[m, 4]``:
+    ``[n, m]``."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:4], other[None, :, 2:4])
     shared = np.clip(high - low, 0, None).prod(axis=2)
@@ -86,7 +88,8 @@ def overlaps(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[
 def outside(
     found: NDArray[np.floating], truth: NDArray[np.floating], crowds: NDArray[np.floating]
 ) -> NDArray[np.floating]:
-    """``found`` without what lies by half or more in one of ``crowds``, unless it is a true box."""
+    """Remove the detections ``[n, 5]`` that lie by half or more in one of ``crowds`` ``[m, 4]`` and
+    overlap no box of ``truth`` ``[k, 4]`` by an IoU of 0.5."""
     if not len(crowds) or not len(found):
         return found
     low = np.maximum(found[:, None, :2], crowds[None, :, :2])
@@ -99,7 +102,7 @@ def outside(
 def _matches(
     found: NDArray[np.floating], real: NDArray[np.floating], iou: float
 ) -> NDArray[np.bool_]:
-    """Whether each detection is right, the best first choosing its box."""
+    """Mark the detections that are right, bool ``[n]``; the best score chooses its box first."""
     right = np.zeros(len(found), bool)
     if not len(real):
         return right

@@ -1,4 +1,4 @@
-"""How far one model's outputs are from another's, image by image, without labels."""
+"""Divergence of one model's outputs from another's, image by image, without labels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 
 def columns(scores: Tensor) -> Tensor:
-    """Class scores with the class axis 1, ``[N, classes, ...]``, from ``scores`` of that shape or
-    with one logit: ``[N]`` or ``[N, 1, ...]`` become ``[N, 2, ...]``, the first class having the
-    logit 0. The softmax of the second is then the sigmoid of the logit.
+    """Return class scores ``[N, classes, ...]``: ``scores`` of that shape as they are, and one logit
+    ``[N]`` or ``[N, 1, ...]`` as ``[N, 2, ...]``, the first class having the logit 0. The softmax of
+    the second is then the sigmoid of the logit.
     """
     one = scores[:, None] if scores.dim() == 1 else scores
     return torch.cat([torch.zeros_like(one), one], dim=1) if one.shape[1] == 1 else one
 
 
 def of_scores(output: Tensor, expected: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of the softmax of ``output`` from that of ``expected``, in nats,
-    ``[N]``: of maps the mean over their positions.
+    """Compute the Kullback-Leibler divergence of the softmax of ``output`` from that of ``expected``
+    for each image, in nats ``[N]``; the mean over the positions of a map.
 
     Args:
         output: class scores ``[N, classes, ...]``, or one logit, as in ``columns``.
@@ -32,14 +32,14 @@ def of_scores(output: Tensor, expected: Tensor, temperature: float = 1.0) -> Ten
 
 
 def of_values(output: Tensor, expected: Tensor, spread: Tensor) -> Tensor:
-    """Mean squared difference of ``output`` and ``expected`` ``[N, ...]`` in units of ``spread``:
-    1 for a model that always gives the mean of what is expected. ``[N]``."""
+    """Compute the mean squared difference of ``output`` and ``expected`` ``[N, ...]`` for each image,
+    ``[N]``, in units of ``spread``: 1 for a model that always gives the mean of ``expected``."""
     return (output - expected).square().reshape(len(output), -1).mean(dim=1) / spread
 
 
 def spread_of(expected: Tensor) -> Tensor:
-    """Variance of the values of ``expected``; of values that hardly differ their mean square, so
-    that one image has a spread, too. Scalar, above 0."""
+    """Return the variance of the values of ``expected``, a scalar above 0; the mean square of values
+    that hardly differ, so that one image has a spread, too."""
     size = expected.square().mean()
     variance = expected.var(correction=0)
     spread = torch.where(variance > 1e-6 * size, variance, size)

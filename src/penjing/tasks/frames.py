@@ -1,4 +1,4 @@
-"""Camera frames, and how they become the detector's input."""
+"""Camera frames: read, check and stretch them to the detector's input."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from penjing.errors import PenjingError
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    """The image in ``path`` as RGB, uint8 ``[H, W, 3]``, turned as its EXIF orientation says; of 16
-    bits the upper 8. Raises PenjingError when it cannot be read."""
+    """Read the image in ``path`` as RGB, uint8 ``[H, W, 3]``, turned as its EXIF orientation says;
+    the upper 8 of 16 bits. Raises PenjingError when it cannot be read."""
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise PenjingError(
@@ -33,7 +33,8 @@ def check(frame: NDArray[np.uint8]) -> None:
 
 
 def to_input(frame: NDArray[np.uint8], height: int, width: int, channels: int) -> NDArray[np.uint8]:
-    """``frame`` uint8 ``[H, W, 3]`` stretched to the detector's input, uint8 ``[1, h, w, c]``."""
+    """Stretch ``frame`` uint8 ``[H, W, 3]`` to the detector's input, uint8 ``[1, height, width,
+    channels]``."""
     # Means over 2 x 2 pixels are many times faster than over other areas, and what is then left to
     # reduce is too little for bilinear sampling to skip pixels.
     while frame.shape[0] >= 2 * height or frame.shape[1] >= 2 * width:

@@ -1,4 +1,4 @@
-"""Image files as people have them: which are read, which way is up, what depth they have."""
+"""Image files: find them, decode and turn them upright, convert them to 8 bits a channel."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Listing(NamedTuple):
     """The files in a folder and below it."""
 
     images: list[Path]
-    """Those that are read, sorted."""
+    """Image files, sorted."""
     others: Counter[str]
-    """How many are not, by their ending."""
+    """Number of files that are not read, by their ending."""
 
 
 def listing(folder: Path) -> Listing:
-    """The files below ``folder``, images by their endings as Pillow can read them here.
+    """List the files below ``folder``: images are those with an ending that Pillow can read here.
 
-    What begins with a dot, and what lies behind a link to another folder, is not read.
+    Names that begin with a dot, and links to other folders, are not read.
 
     Raises:
         PenjingError: a folder cannot be read.
@@ -60,7 +60,7 @@ def listing(folder: Path) -> Listing:
 
 
 def read(path: Path) -> Image.Image:
-    """The (first) picture in a file, decoded and turned as its EXIF orientation says.
+    """Read the (first) picture in a file, decoded and turned as its EXIF orientation says.
 
     Raises:
         PenjingError: the file cannot be read, is broken, or is larger than Pillow's limit.
@@ -94,11 +94,11 @@ def read(path: Path) -> Image.Image:
 
 
 def eight_bits(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.Image:
-    """``image`` in grey or colour, 8 bits a channel, in which ``name`` is what errors call it.
+    """Convert ``image`` to grey (``L``) or colour, 8 bits a channel; errors call it ``name``.
 
     16 bits are divided by 257, 12 bits scaled from 4095, floats multiplied by 255. Colour images of
     16 bits come from Pillow with the upper 8. An alpha channel or transparent palette entry is
-    dropped and its colour stands, as for torchvision's and timm's readers.
+    dropped and its colour stays, as for torchvision's and timm's readers.
 
     Raises:
         PenjingError: integers whose white is not known (32-bit or signed), floats outside [0, 1],
@@ -123,8 +123,8 @@ def eight_bits(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Imag
 
 
 def unused_bits(paths: Sequence[Path]) -> int:
-    """How many of the upper bits are 0 in all of the grey images of 16 bits in ``paths``; 0 if one has
-    another depth. Cameras of 10 or 12 bits write such files, which look nearly black.
+    """Count the upper bits that are 0 in all 16-bit grey images in ``paths``; 0 if one has another
+    depth. Cameras of 10 or 12 bits write such files, which look nearly black.
 
     Raises:
         PenjingError: a file cannot be read.
@@ -139,7 +139,7 @@ def unused_bits(paths: Sequence[Path]) -> int:
 
 
 def _white(image: Image.Image) -> float | None:
-    """The value of white in a grey image of more than 8 bits; None where the file does not say."""
+    """Return the value of white in a grey image of more than 8 bits; None if it is unknown."""
     if image.mode == "F":
         return 1.0
     if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
@@ -151,7 +151,7 @@ def _white(image: Image.Image) -> float | None:
 
 
 def _scaled(image: Image.Image, tags: ImageFileDirectory_v2 | None, name: str) -> np.ndarray:
-    """Grey values of more than 8 bits, uint8 ``[H, W]``."""
+    """Scale grey values of more than 8 bits to uint8 ``[H, W]``."""
     white = _white(image)
     if white is None:
         raise PenjingError(f"{name}: has integers of 32 bits, whose white is not known; {DEEP}.")

@@ -1,4 +1,4 @@
-"""Labelled images of one split, decoded when they are read."""
+"""Labelled images of one split, decoded on demand."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LONG_DECODE = 5000
 
 
 class Images:
-    """Images with their labels.
+    """Images of one split with their labels, a ``penjing.tasks.task.Split``.
 
     Args:
         sources: image files, or uint8 pixels ``[N, H, W]`` (grey) or ``[N, H, W, C]``.
         labels: int64 ``[N]``.
-        preprocessing: what is done to each image.
+        preprocessing: resizing and cropping of each image.
         keep: whether decoded images stay in memory.
-        root: folder that the files' names are taken relative to in the fingerprint.
-        mirrored: whether a mirrored image is still of its class, so that augmentation may mirror it.
+        root: folder that file names are relative to in the fingerprint.
+        mirrored: whether augmentation may mirror an image, since its class stays.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Images:
         generator: Generator | None = None,
         shift: float = augment.SHIFT,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels uint8 ``[n, C, H, W]`` and labels int64 ``[n]`` of the images at ``order``; with a
-        generator, each shifted by up to that share of its side and, where it may be, mirrored at
-        random."""
+        """Yield pixels uint8 ``[n, C, H, W]`` and labels int64 ``[n]`` of the images at ``order``;
+        with a generator, shifted at random by up to ``shift`` of the side and, if ``mirrored``,
+        mirrored at random."""
         for pixels, labels in self._plain_batches(order, batch_size):
             if generator is not None:
                 pixels = augment.shift(pixels, generator, shift)
@@ -91,7 +91,7 @@ class Images:
             yield from self._decode_ahead(order.split(batch_size))
 
     def digest(self) -> bytes:
-        """SHA-256 over the labels and the files' names and sizes, or the pixels."""
+        """Return the SHA-256 of the labels and of the files' names and sizes, or of the pixels."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         if isinstance(self.sources, np.ndarray):
             digest.update(str(self.sources.shape).encode())

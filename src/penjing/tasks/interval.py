@@ -1,8 +1,8 @@
-"""How much worse a model is than the original, as an interval: both are seen on the same images.
+"""Confidence intervals of the drop in score from the original to another model on the same images.
 
 A drop is the original's score minus the other model's. Where a score is a mean over images of right
 (1) and wrong (0), such as top-1, only the images count that one model alone has right, and the
-interval is exact: a test with exact probabilities is inverted (Chan and Zhang 1999, Test-based exact
+interval is exact: it inverts a test with exact probabilities (Chan and Zhang 1999, Test-based exact
 confidence intervals for the difference of two binomial proportions), on the paired design of Tango
 (1998, Equivalence test and confidence interval for the difference in proportions for the
 paired-sample design), with the worst nuisance parameter within its own interval (Berger and Boos
@@ -27,30 +27,29 @@ from penjing.tasks.divergence import columns
 from penjing.tasks.task import Task
 
 LEVEL = 0.95
-"""Probability with which a drop is at most its upper bound; likewise for the lower bound."""
+"""Confidence level of the upper bound of a drop, and of the lower bound."""
 RESAMPLES = 1000
 MOST_COPIED = 2e9
-"""Numbers that all resamples of the outputs together may copy; larger outputs get fewer."""
+"""Largest count of numbers that all resamples together copy; larger outputs get fewer resamples."""
 FEWEST_RESAMPLES = 100
 NUISANCE_SHARE = 0.05
-"""Of the error probability: spent on the interval of the nuisance parameter."""
+"""Share of the error probability that is spent on the interval of the nuisance parameter."""
 PRECISION = 0.01
-"""Of an exact bound, as a share of the distance from the drop."""
+"""Precision of an exact bound, as a share of its distance from the drop."""
 
 State = Literal["met", "cannot be told", "missed"]
 Bounds = tuple[float, float]
 
 
 class Comparison(BaseModel):
-    """A model beside the original on the same images; None where it was not compared.
+    """Comparison of a model with the original on the same images; None where it was not made.
 
     Attributes:
-        images: on which the drop was measured.
+        images: number of images on which the drop was measured.
         drop: the original's score minus this model's.
-        drop_low, drop_high: the drop is above the one, and below the other, with a probability of
-            95 % each.
-        lost, gained: images that the original, or this model, alone has right; None where the score
-            is not made of images that are right or wrong.
+        drop_low, drop_high: one-sided 95 % confidence bounds of the drop.
+        lost, gained: number of images that the original, or this model, alone has right; None where
+            the score does not count images that are right or wrong.
         divergence: mean over the images of ``Task.divergence`` from the original; needs no labels.
         agreement, agreement_images: share of images to which this model gives the original's class.
             Training images count too, unless this model was trained.
@@ -67,7 +66,7 @@ class Comparison(BaseModel):
     agreement_images: int | None = None
 
     def and_agreement(self, agreed: Tensor | None) -> Self:
-        """This, with the agreement on further images, float ``[N]``, counted in."""
+        """Return the comparison with the agreement on further images, float ``[N]``, counted in."""
         if agreed is None or self.agreement is None or self.agreement_images is None:
             return self
         count = self.agreement_images + len(agreed)
@@ -75,11 +74,11 @@ class Comparison(BaseModel):
         return self.model_copy(update={"agreement": same / count, "agreement_images": count})
 
     def bounds(self, points: int = 1) -> Bounds | None:
-        """Lower and upper bound of the drop, None where nothing is known.
+        """Return the lower and upper bound of the drop; None where it was not measured.
 
         Args:
-            points: that are looked at together. Their upper bounds hold all at once with a
-                probability of 95 % (Bonferroni), so that the luckiest of many is not taken for good.
+            points: number of models that are compared together. Their upper bounds hold all at once
+                with a probability of 95 % (Bonferroni), so that the luckiest does not win by chance.
         """
         if self.drop_low is None or self.drop_high is None:
             return None
@@ -91,7 +90,7 @@ class Comparison(BaseModel):
         return self.drop - wider * low, self.drop + wider * high
 
     def state(self, limit: float, points: int = 1) -> State:
-        """Whether the drop is within ``limit``, by its bounds."""
+        """Decide by the bounds of the drop whether it is at most ``limit``."""
         known = self.bounds(points)
         if known is None:
             return "cannot be told"
@@ -101,10 +100,10 @@ class Comparison(BaseModel):
         return "missed" if low > limit + 1e-12 else "cannot be told"
 
     def images_needed(self, limit: float, points: int = 1) -> int | None:
-        """About how many images would tell whether the drop is within ``limit``, if on more images
-        the models differ as they do on these; None where no number would, or nothing is known.
+        """Estimate the number of images that decide whether the drop is at most ``limit``, if the
+        models differ on them as on these; None where no number would, or nothing is known.
 
-        A gain is counted as no change: it is chance more often than not.
+        A gain counts as no change: it is chance more often than not.
         """
         if self.drop_high is None or self.images is None or limit <= 0:
             return None
@@ -121,8 +120,8 @@ class Comparison(BaseModel):
         return max(math.ceil(root**2), fewest_images(limit, points))
 
     def surely_agrees(self, limit: float, points: int = 1) -> bool:
-        """Whether, labels or not, at most ``limit`` of the images get another class than from the
-        original (Clopper and Pearson 1934)."""
+        """Whether the share of images with another class than the original's is at most ``limit``
+        with confidence (Clopper and Pearson 1934); needs no labels."""
         if self.agreement is None or not self.agreement_images:
             return False
         others = round((1 - self.agreement) * self.agreement_images)
@@ -131,7 +130,7 @@ class Comparison(BaseModel):
 
 
 def described(compared: Comparison, points: int = 1) -> str:
-    """A drop as text: ``0.40% (0.10% to 0.90%, 500 images)``."""
+    """Write a drop as text: ``0.40% (0.10% to 0.90%, 500 images)``."""
     known = compared.bounds(points)
     if known is None:
         return f"{compared.drop:.2%}"
@@ -139,14 +138,14 @@ def described(compared: Comparison, points: int = 1) -> str:
 
 
 def unchanged(images: int) -> Comparison:
-    """The original beside itself."""
+    """Return the comparison of the original with itself on ``images`` images."""
     same: dict[str, Any] = {"drop_low": 0.0, "drop_high": 0.0, "divergence": 0.0, "agreement": 1.0}
     return Comparison(images=images, agreement_images=images, **same)
 
 
 def compare(task: Task, original: Any, output: Any, target: Tensor) -> Comparison:
-    """``output`` beside the ``original``'s output for the same images, in any form, and the images'
-    targets ``[N, ...]``."""
+    """Compare ``output`` with the output of the ``original`` for the same images, both in the form in
+    which the models return them, given the images' targets ``[N, ...]``."""
     first, second = (_each(task, one, target) for one in (original, output))
     found: dict[str, Any]
     if first is None or second is None:
@@ -166,8 +165,8 @@ def compare(task: Task, original: Any, output: Any, target: Tensor) -> Compariso
 
 
 def agreements(task: Task, original: Any, output: Any) -> Tensor | None:
-    """Share of an image's positions to which both give the same class, float ``[N]``; None where the
-    outputs hold no class scores."""
+    """Return the share of each image's positions to which both outputs give the same class, float64
+    ``[N]``; None where they hold no class scores."""
     pairs = zip(task.compared(original), task.compared(output), strict=True)
     for a, b in pairs:
         if a.scores:
@@ -177,16 +176,16 @@ def agreements(task: Task, original: Any, output: Any) -> Tensor | None:
 
 
 def error_of(points: int) -> float:
-    """The error probability that each of ``points`` has, so that all together have 1 - ``LEVEL``.
+    """Return the error probability of each of ``points`` bounds that together err with 1 - ``LEVEL``.
 
-    Shared among the next power of two, so that bounds stay as they are for most further points.
+    It is shared among the next power of two, so that most further points leave bounds as they are.
     """
     return (1 - LEVEL) / 2 ** math.ceil(math.log2(max(points, 1)))
 
 
 def fewest_images(limit: float, points: int = 1) -> int:
-    """Images below which not even a model that is right whenever the original is has a drop that is
-    surely within ``limit``: ``(1 - limit) ** n <= error``. 0 for a limit that allows everything."""
+    """Return the smallest number of images on which a model that is right whenever the original is
+    has an upper bound of at most ``limit``: ``(1 - limit) ** n <= error``; 0 for a limit of 1."""
     if limit >= 1:
         return 0
     return math.ceil(math.log(error_of(points)) / math.log1p(-limit)) if limit > 0 else 2**62
@@ -194,13 +193,13 @@ def fewest_images(limit: float, points: int = 1) -> int:
 
 @lru_cache(maxsize=4096)
 def exact_bounds(lost: int, gained: int, images: int, error: float = 1 - LEVEL) -> Bounds:
-    """Bounds of the difference of two paired proportions, each of which holds with a probability of
-    at least ``1 - error``, from the images that only one of the models has right."""
+    """Compute the bounds of the difference of two paired proportions, each with a confidence of at
+    least ``1 - error``, from the number of images that only one of the models has right."""
     return -_exact_upper(gained, lost, images, error), _exact_upper(lost, gained, images, error)
 
 
 def _exact_upper(lost: int, gained: int, images: int, error: float) -> float:
-    """The largest drop that is not rejected, by bisection."""
+    """Find the largest drop that is not rejected by bisection."""
     found, z = (lost - gained) / images, _quantile(error)
 
     def rejected(drop: float) -> bool:
@@ -216,7 +215,7 @@ def _exact_upper(lost: int, gained: int, images: int, error: float) -> float:
 
 
 def _probability(lost: int, gained: int, images: int, drop: float, error: float) -> float:
-    """At most this is the probability of what was seen, or of what speaks more against ``drop``."""
+    """Bound the probability, under ``drop``, of the counts or of any that speak more against it."""
     beyond = NUISANCE_SHARE * error
     least = special.betaincinv(gained, images - gained + 1, beyond / 2) if gained else 0.0
     most = special.betaincinv(gained + 1, images - gained, 1 - beyond / 2) if gained < images else 1
@@ -233,20 +232,20 @@ def _probability(lost: int, gained: int, images: int, drop: float, error: float)
 
 
 def _chances(counts: np.ndarray, images: int, rates: np.ndarray) -> np.ndarray:
-    """Of so many among ``images`` at ``rates``: the binomial distribution."""
+    """Return the binomial probabilities of ``counts`` among ``images`` at ``rates``."""
     ways = special.gammaln([images + 1]) - special.gammaln(counts + 1)
     ways -= special.gammaln(images - counts + 1)
     return np.exp(ways + special.xlogy(counts, rates) + special.xlog1py(images - counts, -rates))
 
 
 def _last(images: int, rate: float, side: int) -> int:
-    """A count beyond which there is next to no probability, on one ``side`` of the mean."""
+    """Return a count on one ``side`` of the mean beyond which the probability is negligible."""
     reach = 9 * math.sqrt(images * rate * (1 - rate)) + 20
     return int(min(max(images * rate + side * reach, 0), images))
 
 
 def _largest(gained: np.ndarray, images: int, drop: float, most: float) -> np.ndarray:
-    """For each number ``gained`` the largest number lost with a score of at most ``most``, or -1."""
+    """Find the largest number lost with a score of at most ``most`` for each of ``gained``, or -1."""
     low, high = np.full(len(gained), -1), images - gained
     while (low < high).any():
         middle = (low + high + 1) // 2
@@ -256,7 +255,7 @@ def _largest(gained: np.ndarray, images: int, drop: float, most: float) -> np.nd
 
 
 def _score(lost: np.ndarray, gained: np.ndarray, images: int, drop: float) -> np.ndarray:
-    """How far the difference seen lies above ``drop``, as the signed root of the likelihood ratio."""
+    """Return the signed root of the likelihood ratio of the difference seen against ``drop``."""
     b = -lost - gained + (2 * images - lost + gained) * drop
     c = -gained * drop * (1 - drop)
     # The likeliest rate of gains under this drop, after Tango.
@@ -275,7 +274,8 @@ def _log_likelihood(
 
 
 def _each(task: Task, output: Any, target: Tensor) -> Tensor | None:
-    """The score of each image, float64 ``[N]``, if the score is their mean; else None."""
+    """Return the score of each image, float64 ``[N]``, if the task's score is their mean; else
+    None."""
     if task.custom_score is None:
         return (columns(outputs.logits(output)).argmax(dim=1) == target).double()
     try:

@@ -1,4 +1,4 @@
-"""What a model returns, whatever its form: one tensor, or tensors in dicts, tuples and lists."""
+"""Model outputs in any form: one tensor, or tensors in dicts, tuples and lists."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """The tensors in ``output``, in the order in which ``torch.export`` numbers them.
+    """Return the tensors in ``output``, in the order in which ``torch.export`` numbers them.
 
-    Other values (None, numbers, strings) are passed over.
+    Other values (None, numbers, strings) are left out.
 
     Raises:
         PenjingError: there is no tensor in it.
@@ -34,7 +34,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def like(output: Any, values: Sequence[Tensor]) -> Any:
-    """``values`` in the form of ``output``: each takes the place of one of ``tensors(output)``.
+    """Put ``values`` into the form of ``output``, in the places of ``tensors(output)``.
 
     Raises:
         PenjingError: their number differs.
@@ -51,9 +51,9 @@ def like(output: Any, values: Sequence[Tensor]) -> Any:
 
 
 def concatenated(outputs: Sequence[Any]) -> Any:
-    """One output for all images of the batches that gave ``outputs``, in the form of the first.
+    """Join the ``outputs`` of several batches into one, in the form of the first.
 
-    Tensors are joined along their first axis; those without axes, one number a batch, are stacked.
+    Tensors are concatenated along axis 0; those without axes, one number a batch, are stacked.
     """
     columns = zip(*(tensors(output) for output in outputs), strict=True)
     joined = [torch.cat(c) if c[0].dim() else torch.stack(c) for c in columns]
@@ -61,23 +61,23 @@ def concatenated(outputs: Sequence[Any]) -> Any:
 
 
 def logits(output: Any) -> Tensor:
-    """The tensor that a classifier is judged by: the first of ``output``.
+    """Return the logits of a classifier: the first tensor of ``output``.
 
-    Nets with auxiliary heads (GoogLeNet, Inception) return it first, in training too.
+    Nets with auxiliary heads (GoogLeNet, Inception) return them first, in training too.
     """
     return tensors(output)[0]
 
 
 def as_floats(output: Any) -> Any:
-    """``output`` with every tensor of floats in float32, as losses expect it after autocast."""
+    """Convert every floating-point tensor of ``output`` to float32, for losses after autocast."""
     found = tensors(output)
     return like(output, [t.float() if t.is_floating_point() else t for t in found])
 
 
 def same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Whether two outputs agree in their shapes and, up to rounding, in their values.
+    """Whether two outputs agree in their shapes and, within ``TOLERANCE``, in their values.
 
-    NaN agrees with nothing, infinity with itself.
+    NaN differs from everything; infinity equals itself.
     """
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
         return False
@@ -93,7 +93,7 @@ def _close(expected: Tensor, found: Tensor) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in its former mode."""
+    """Put ``model`` in evaluation mode without gradients; restore each module's mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""How an image file becomes the model's input."""
+"""Preprocessing: from an image file to the model's input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from penjing.errors import PenjingError, invalid
 from penjing.tasks.image_files import eight_bits
 
 LARGEST = 2**28
-"""Pixels that an image may have when it is resized."""
+"""Largest number of pixels of a resized image."""
 Size = int | tuple[int, int]
 """Side of a square, or height and width, px."""
 
@@ -25,15 +25,15 @@ Size = int | tuple[int, int]
 class Preprocessing(BaseModel):
     """Resize, centre crop, scale to [0, 1], subtract ``mean``, divide by ``std``.
 
-    The same arithmetic as torchvision's ``ImageClassification`` preset on a PIL image.
+    The arithmetic is that of torchvision's ``ImageClassification`` preset on a PIL image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Size
-    """Of the model's input, px: the side of a square, or height and width."""
+    """Size of the model's input, px: the side of a square, or height and width."""
     channels: int = 3
-    """3 = RGB, 1 = grey."""
+    """Number of input channels: 3 for RGB, 1 for grey."""
     resize: int | None = Field(default=None, gt=0)
     """Short side before the centre crop, px; None resizes straight to ``size``.
 
@@ -42,9 +42,9 @@ class Preprocessing(BaseModel):
     """
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     mean: tuple[float, ...]
-    """One value a channel, of pixels in [0, 1]."""
+    """Mean of each channel, for pixels in [0, 1]."""
     std: tuple[float, ...]
-    """One positive value a channel, of pixels in [0, 1]."""
+    """Standard deviation of each channel, positive, for pixels in [0, 1]."""
 
     @field_validator("size")
     @classmethod
@@ -68,16 +68,16 @@ class Preprocessing(BaseModel):
 
     @property
     def height(self) -> int:
-        """Of the model's input, px."""
+        """Height of the model's input, px."""
         return sides(self.size)[0]
 
     @property
     def width(self) -> int:
-        """Of the model's input, px."""
+        """Width of the model's input, px."""
         return sides(self.size)[1]
 
     def pixels(self, image: Image.Image, name: str = "The image") -> Tensor:
-        """``image`` in 8 bits a channel, resized and cropped: uint8 ``[C, height, width]``.
+        """Convert ``image`` to 8 bits a channel, resize and crop it: uint8 ``[C, height, width]``.
 
         Raises:
             PenjingError: a depth that cannot be scaled to 8 bits (see
@@ -101,13 +101,13 @@ class Preprocessing(BaseModel):
         return pixels.view(self.height, self.width, self.channels).permute(2, 0, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Model input, float32 ``[N, C, H, W]``, from uint8 pixels of that shape."""
+        """Normalize uint8 pixels ``[N, C, H, W]`` to the model's input, float32 of that shape."""
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
         return (pixels.float() / 255 - mean) / std
 
     def _covering(self, short: int, height: int, width: int) -> list[int]:
-        """Height and width of an image of ``height`` x ``width`` once it is resized."""
+        """Return the height and width that an image of ``height`` x ``width`` is resized to."""
         scale = short / min(self.height, self.width)
         high, wide = round(self.height * scale), round(self.width * scale)
         if high * width >= wide * height:
@@ -116,12 +116,12 @@ class Preprocessing(BaseModel):
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """Height and width, px."""
+    """Return the height and width of ``size``, px."""
     return (size, size) if isinstance(size, int) else size
 
 
 def parse_size(text: str) -> Size:
-    """The size in ``text``: ``224`` for a square, or height x width as ``192x320``, px.
+    """Parse a size in px: ``224`` for a square, or height x width as ``192x320``.
 
     Raises:
         PenjingError: the text is neither.
@@ -137,9 +137,9 @@ def parse_size(text: str) -> Size:
 
 
 def adapted(known: Preprocessing | None, **given: Any) -> Preprocessing | None:
-    """``known`` with the fields in ``given`` that are not None in its place.
+    """Return ``known`` with the fields in ``given`` that are not None replaced.
 
-    Another ``size`` alone changes ``resize`` in proportion, so that the same part of each image is
+    A new ``size`` alone changes ``resize`` in proportion, so that the same part of each image is
     seen. Without ``known`` there are as many channels as ``mean`` has values.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a model is for: data in three splits, a loss and a score."""
+"""A task: labelled images in three splits, a loss and a score."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Loss = Callable[[Any, Tensor], Tensor]
 Score = Callable[[Any, Tensor], float]
 PREPROCESS = "give the preprocessing (size, channels) that the model was trained with"
 MISFITS = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError)
-"""What models, losses and scores raise when they are given what they were not made for."""
+"""Errors that models, losses and scores raise on inputs they were not made for."""
 
 
 class Compared(NamedTuple):
     """One tensor of an output in which two models are compared."""
 
     tensor: Tensor
-    """Float ``[N, ...]``."""
+    """Tensor, float ``[N, ...]``."""
     scores: bool
-    """Whether it holds class scores, with the class axis 1; else it holds plain values."""
+    """Whether the tensor holds class scores, with the class axis 1; else it holds plain values."""
 
 
 class Split(Protocol):
-    """Images of one split with what is known of them."""
+    """Images of one split with their targets."""
 
     def __len__(self) -> int: ...
 
@@ -48,18 +48,18 @@ class Split(Protocol):
         generator: Generator | None = None,
         shift: float = SHIFT,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels uint8 ``[n, C, H, W]`` and targets ``[n, ...]`` of the images at ``order``; with a
-        generator, changed at random as training images are, shifts by up to a share of the side."""
+        """Yield pixels uint8 ``[n, C, H, W]`` and targets ``[n, ...]`` of the images at ``order``;
+        with a generator, augmented at random, with shifts of up to ``shift`` of the side."""
         ...
 
     def digest(self) -> bytes:
-        """SHA-256 of what makes the split what it is."""
+        """Return the SHA-256 of the split's contents."""
         ...
 
 
 @dataclass
 class Task:
-    """Labelled images in up to three splits, and how a model's output on them is judged.
+    """Labelled images in up to three splits, and a loss and a score of a model's output on them.
 
     Techniques and training learn from *train*, the search decides on *validation*, *test* is for
     the report. Make one with ``penjing.tasks.load`` or ``penjing.tasks.from_arrays``.
@@ -68,18 +68,18 @@ class Task:
     classes: list[str]
     preprocessing: Preprocessing
     splits: Mapping[str, Split]
-    """``train``, ``validation`` and, if there is one, ``test``."""
+    """Splits by name: ``train``, ``validation`` and, if there is one, ``test``."""
     seed: int = 0
     custom_loss: Loss | None = None
-    """``(output, target) -> scalar``, given the output exactly as the model returns it (a tensor, or
-    a dict, tuple or list of tensors); None is cross entropy."""
+    """Loss ``(output, target) -> scalar``, given the output exactly as the model returns it (a
+    tensor, or a dict, tuple or list of tensors); None is cross entropy."""
     custom_score: Score | None = None
-    """``(output, target) -> number``, higher is better, given the output of all images in the same
-    form; None is top-1 accuracy."""
+    """Score ``(output, target) -> number``, higher is better, given the output of all images in the
+    form in which the model returns it; None is top-1 accuracy."""
 
     @property
     def classifies(self) -> bool:
-        """Whether an output is class scores, which cross entropy compares with class numbers."""
+        """Whether the model's output is class scores, trained by cross entropy."""
         return self.custom_loss is None
 
     @property
@@ -88,7 +88,7 @@ class Task:
 
     @cached_property
     def example(self) -> Tensor:
-        """The first training image as the model sees it, float32 ``[1, C, H, W]``."""
+        """First training image as model input, float32 ``[1, C, H, W]``."""
         return next(self.batches("train", 1))[0]
 
     @cached_property
@@ -96,8 +96,8 @@ class Task:
         """SHA-256 (hex) of the classes, preprocessing, splits, and the code of loss and score.
 
         Raises:
-            UnidentifiedError: the loss or the score holds what cannot be identified, and has no
-                attribute ``name``.
+            UnidentifiedError: the loss or the score holds an object that cannot be identified, and
+                has no attribute ``name``.
         """
         digest = hashlib.sha256(identity.of(self.custom_loss, self.custom_score))
         header = [self.classes, self.preprocessing.model_dump_json(), self.seed]
@@ -107,7 +107,7 @@ class Task:
         return digest.hexdigest()
 
     def size(self, split: SplitName) -> int:
-        """Number of images. Raises PenjingError when the split does not exist."""
+        """Return the number of images in ``split``. Raises PenjingError if it does not exist."""
         return len(self._images(split))
 
     def batches(
@@ -120,13 +120,14 @@ class Task:
         seed: int = 0,
         limit: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: model input float32 ``[n, C, H, W]`` and targets, of classes int64 ``[n]``.
+        """Yield model input float32 ``[n, C, H, W]`` and targets ``[n, ...]``, classes in int64, once
+        for each image.
 
         Args:
             shuffle: random order, the same for the same ``seed``.
-            augment: change each image at random, as its split does; a number is the largest shift,
+            augment: augment each image at random, as its split does; a number is the largest shift,
                 as a share of the side (True: an eighth).
-            seed: of order and augmentation; a training loop passes its epoch.
+            seed: seed of order and augmentation; a training loop passes its epoch.
             limit: read only so many images, always the same random ones.
 
         Raises:
@@ -143,11 +144,12 @@ class Task:
             yield self.preprocessing.normalize(pixels), targets
 
     def calibration(self, images: int = 512, batch_size: int = 64) -> list[Tensor]:
-        """Model inputs float32 ``[n, C, H, W]`` of a fixed random choice of training images."""
+        """Return calibration images: a fixed random choice of training images as batches of model
+        input, float32 ``[n, C, H, W]``."""
         return [batch for batch, _ in self.batches("train", batch_size, limit=images)]
 
     def loss(self, output: Any, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Scalar loss of what the model returns, in whatever form, for ``target``.
+        """Compute the loss of ``output``, as the model returns it, for ``target``: a scalar.
 
         Without a custom loss: cross entropy of the first tensor of ``output``, class scores
         ``[N, classes]`` (or, for two classes, one logit ``[N]`` or ``[N, 1]`` of the second), for
@@ -167,18 +169,18 @@ class Task:
         return self.custom_loss(output, target)
 
     def score(self, output: Any, target: Tensor) -> float:
-        """Score of the output of all images, in the form in which the model returns it; higher is
-        better. Without a custom score: top-1 in [0, 1] of the tensor that ``loss`` takes."""
+        """Compute the score of the output for all images, as the model returns it; higher is better.
+        Without a custom score: top-1 accuracy in [0, 1] of the logits that ``loss`` takes."""
         if self.custom_score is not None:
             return float(self.custom_score(output, target))
         best = divergence.columns(outputs.logits(output)).argmax(dim=1)
         return float((best == target).double().mean())
 
     def compared(self, output: Any) -> list[Compared]:
-        """The tensors of ``output`` by which a model is compared with another one.
+        """Return the tensors of ``output`` by which a model is compared with another one.
 
         Without a custom loss the class scores alone. With one, every tensor of floats with an axis
-        of images, where class scores are told from plain values by what the task knows: its targets
+        of images, where class scores are told from plain values by the task's data: its targets
         are integers and have fewer axes than the tensor, whose axis 1 has one entry a class (or, for
         two classes, one logit). One logit ``[N, 1, ...]`` becomes two columns.
 
@@ -201,10 +203,10 @@ class Task:
         return found
 
     def divergence(self, output: Any, expected: Any) -> Tensor:
-        """How far a model's ``output`` is from the output ``expected`` of the original, without
-        labels: one value an image, float ``[N]``, 0 where they are alike.
+        """Compute the divergence of a model's ``output`` from the output ``expected`` of the original
+        for each image, without labels: float ``[N]``, 0 where they are alike.
 
-        The sum over the tensors of ``compared``: for class scores the Kullback-Leibler divergence of
+        It sums over the tensors of ``compared``: for class scores the Kullback-Leibler divergence of
         the softmax (the mean over the positions of a map), for values the mean squared difference
         divided by the variance of the expected ones.
         """
@@ -323,7 +325,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 128,
 ) -> float:
-    """The task's score of a PyTorch ``model`` in evaluation mode, on the model's device.
+    """Compute the task's score of a PyTorch ``model`` in evaluation mode, on the model's device.
 
     Args:
         limit: score only so many images, always the same random ones.
@@ -332,8 +334,8 @@ def evaluate(
 
 
 def outputs_of(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Any, Tensor]:
-    """The output of ``model`` in evaluation mode for the images of all ``batches``, in the form in
-    which the model returns it, on the CPU, and the targets."""
+    """Return the output of ``model`` in evaluation mode for the images of all ``batches``, in the
+    form in which the model returns it, on the CPU, and the targets."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     found, targets = [], []
@@ -362,15 +364,15 @@ def _reason(error: Exception) -> str:
 
 
 def _form(output: Any) -> str:
-    """What ``output`` is, for messages: its kind and the shapes of its tensors."""
+    """Describe ``output`` for messages: its type and the shapes of its tensors."""
     shapes = [str(list(tensor.shape)) for tensor in outputs.tensors(output)]
     kind = "" if isinstance(output, Tensor) else f"a {type(output).__name__} of "
     return f"{kind}{', '.join(shapes[:8])}"
 
 
 def misfit(model: nn.Module, otherwise: str) -> str:
-    """What to do about ``model``, which does not run on float32 images: ``otherwise``, where all its
-    parameters are float32."""
+    """Return advice on ``model``, which does not run on float32 images: ``otherwise`` if all its
+    parameters are float32, else to convert them."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if not kinds:
         return otherwise
