@@ -32,7 +32,7 @@ _HOME = {
     "Task": "tasks",
     "TrainSettings": "training",
     "compress": "recipe",
-    "explore": "exploration",
+    "explore": "report.live",
     "export": "targets.onnxruntime.export",
     "from_arrays": "tasks",
     "inspect": "container",

@@ -108,7 +108,7 @@ class Recipe(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML."""
-        files.write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        files.write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def load(recipe: str | Path) -> Recipe:

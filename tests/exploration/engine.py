@@ -40,7 +40,13 @@ def net() -> nn.Module:
 
 
 def build(
-    model: object, task: Task, folder: Path, *, recipe: dict, threads: int, reference: object = None
+    model: object,
+    task: Task,
+    folder: Path,
+    *,
+    recipe: dict,
+    device: object,
+    reference: object = None,
 ) -> Card:
     """Files that hold the candidate's name, and figures made from it."""
     name = recipe["name"]
@@ -50,8 +56,8 @@ def build(
     )
     low, high = exact_bounds(lost, gained, IMAGES)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_text(name.ljust(2 * size))
-    (folder / "model.penjing").write_text(name.ljust(size))
+    (folder / "model.onnx").write_bytes(name.encode().ljust(2 * size))
+    (folder / "model.penjing").write_bytes(name.encode().ljust(size))
     card = Card(
         name=name,
         recipe=recipe,
@@ -96,7 +102,6 @@ def install(
 
     patch.setattr(search, "compress", compress)
     patch.setattr(search.artifact, "build", build)
-    patch.setattr(search.report, "write", lambda *arguments: None)
     patch.setattr(search, "seconds_per_epoch", lambda *arguments, **options: 1.0)
     return run
 
@@ -125,5 +130,5 @@ def names_in(folder: Path) -> set[str]:
 
 
 def _dice(name: str, what: str, sides: int) -> int:
-    digest = hashlib.sha256(f"{name} {what}".encode()).digest()
+    digest = hashlib.sha256(f"{name}.{what}".encode()).digest()
     return math.floor(int.from_bytes(digest[:4]) / 2**32 * sides)

@@ -6,7 +6,14 @@ import optuna
 import pytest
 
 from penjing.exploration import candidates
-from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
+from penjing.exploration.candidates import (
+    Candidate,
+    is_sensible,
+    is_trained,
+    ladder,
+    seeds,
+    suggest,
+)
 from penjing.techniques import techniques
 
 
@@ -28,9 +35,56 @@ def test_what_is_planned_is_sensible_and_named_once(entry: Candidate) -> None:
     entry.recipe().check()
 
 
-def test_names_tell_candidates_apart() -> None:
-    planned = [*ladder(), *seeds(1.0), *seeds(5.0)]
-    assert len({entry.name for entry in planned}) == len(planned)
+@pytest.mark.parametrize(
+    ("settings", "name", "folder"),
+    [
+        ({"weights": "int4", "integers": True}, "W4A8", "W4A8"),
+        ({"weights": "int16"}, "W16", "W16"),
+        ({"weights": "shared5"}, "32 shared values", "32-shared-values"),
+        ({"weights": "grid24"}, "rate–distortion 2⁻²⁴", "rate-distortion-2-24"),
+        (
+            {"sparsity": 0.5, "weights": "int8", "integers": True},
+            "50 % sparse + W8A8",
+            "50-sparse-W8A8",
+        ),
+        (
+            {"channels": 0.35, "ranks": 0.3, "epochs": 1.2},
+            "35 % channel pruning + 30 % low rank + 1.2 epochs",
+            "35-channel-pruning-30-low-rank-1.2-epochs",
+        ),
+        (
+            {"variance": 0.998, "weights": "small20", "epochs": 1.0},
+            "low rank keeping 99.8 % + entropy penalty 20× + 1 epoch",
+            "low-rank-keeping-99.8-entropy-penalty-20-1-epoch",
+        ),
+        ({}, "original", "original"),
+    ],
+)
+def test_names_are_the_fields_words_and_folders_are_safe(
+    settings: dict, name: str, folder: str
+) -> None:
+    entry = Candidate.model_validate(settings)
+    assert (entry.name, entry.folder) == (name, folder)
+
+
+def test_names_and_folders_tell_all_candidates_apart() -> None:
+    space = {
+        "channels": candidates.CHANNELS,
+        "ranks": candidates.RANKS,
+        "variance": candidates.VARIANCES,
+        "sparsity": candidates.SPARSITY,
+        "weights": candidates.WEIGHTS,
+        "integers": (True, False),
+        "epochs": (0.0, 0.064, 1.0, 3.0),
+    }
+    every = [
+        Candidate.model_construct(**dict(zip(space, values, strict=True)))
+        for values in itertools.product(*space.values())
+        if not values[5] or values[4] in ("int8", "int4", "int2", "int1")
+    ]
+    for kind in ("name", "folder"):
+        assert len({getattr(entry, kind) for entry in every}) == len(every)
+    assert all(is_trained(entry.name) == (entry.epochs > 0) for entry in every)
 
 
 def test_every_sensible_combination_has_a_recipe_in_a_sensible_order() -> None:

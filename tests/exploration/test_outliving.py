@@ -23,7 +23,7 @@ import torch
 from penjing import files
 from penjing.errors import PenjingError
 from penjing.exploration import Budget, attempt, search
-from penjing.exploration.candidates import ladder
+from penjing.exploration.candidates import is_trained, ladder
 from penjing.exploration.study import Study, alone
 
 BUDGET = Budget(drop=0.05)
@@ -74,23 +74,21 @@ def test_a_candidate_that_explodes_is_a_failed_point_and_not_tried_again(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        search._Search, "longest_s", lambda self, it: 0.3 if it.name == "int16" else None
+        search._Search, "longest_s", lambda self, it: 0.3 if it.name == "W16" else None
     )
-    run = engine.install(
-        monkeypatch, lambda name: EXPLOSIONS[reason]() if name == "int16" else None
-    )
+    run = engine.install(monkeypatch, lambda name: EXPLOSIONS[reason]() if name == "W16" else None)
     study = engine.explored(tmp_path, trials=6)
-    assert study.failures["int16"].startswith(reason)
-    assert "\n" not in study.failures["int16"]
-    assert {"original", "int8a8", "int4a8"} <= set(study.points)
-    folder = tmp_path / "trials" / "int16"
+    assert study.failures["W16"].startswith(reason)
+    assert "\n" not in study.failures["W16"]
+    assert {"original", "W8A8", "W4A8"} <= set(study.points)
+    folder = tmp_path / "trials" / "W16"
     assert "Traceback" in (folder / "error.txt").read_text()
     assert not (folder / "started.json").exists()
 
     run.clear()
     again = engine.explored(tmp_path, trials=8)
     assert again.failures == study.failures
-    assert set(study.points) < set(again.points) and "int16" not in run
+    assert set(study.points) < set(again.points) and "W16" not in run
     assert json.loads((tmp_path / "frontier.json").read_text())["failures"] == again.failures
 
 
@@ -99,42 +97,58 @@ def test_outputs_that_are_not_numbers_are_a_failure(
 ) -> None:
     def build(*arguments, **options):
         card = engine.build(*arguments, **options)
-        return card.model_copy(update={"divergence": float("nan")} if card.name == "int16" else {})
+        return card.model_copy(update={"divergence": float("nan")} if card.name == "W16" else {})
 
     engine.install(monkeypatch)
     monkeypatch.setattr(search.artifact, "build", build)
     study = engine.explored(tmp_path, trials=4)
-    assert study.failures == {"int16": "its outputs are not finite numbers"}
+    assert study.failures == {"W16": "its outputs are not finite numbers"}
+
+
+def test_what_follows_a_study_is_called_after_each_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.install(monkeypatch)
+    seen: list[tuple[int, bool]] = []
+
+    def follow(study: search.Study) -> None:
+        seen.append((len(study.points), study.running))
+        if len(seen) == 1:
+            raise RuntimeError("what follows is no candidate")
+
+    study = engine.explored(tmp_path, trials=6, on_change=follow)
+    assert seen[0] == (2, True) and seen[-1] == (len(study.points), False)
+    assert all(running for _, running in seen[:-1]) and len(seen) > 4
 
 
 def test_a_failure_is_on_disk_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def act(name: str) -> None:
-        if name == "int16":
+        if name == "W16":
             raise RuntimeError("no")
-        if name == "int4a8":
+        if name == "W4A8":
             recorded = json.loads((tmp_path / "frontier.json").read_text())["failures"]
-            assert recorded == {"int16": "RuntimeError: no"}
+            assert recorded == {"W16": "RuntimeError: no"}
 
     engine.install(monkeypatch, act)
-    assert set(engine.explored(tmp_path, trials=6).failures) == {"int16"}
+    assert set(engine.explored(tmp_path, trials=6).failures) == {"W16"}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)])
 def test_what_ends_a_process_ends_the_search(
     stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.install(monkeypatch, lambda name: raising(stop)() if name == "int16" else None)
+    engine.install(monkeypatch, lambda name: raising(stop)() if name == "W16" else None)
     if isinstance(stop, KeyboardInterrupt):
         for _ in range(3):
             assert engine.explored(tmp_path, trials=6).stopped
-        assert list(Study(tmp_path, about(tmp_path), BUDGET).points) == ["original", "int8a8"]
+        assert list(Study(tmp_path, about(tmp_path), BUDGET).points) == ["original", "W8A8"]
         return
     for _ in range(2):
         with pytest.raises(SystemExit):
             engine.explored(tmp_path, trials=6)
     study = engine.explored(tmp_path, trials=6)
     expected = "the process ended while it ran, 2 times (SystemExit: 3)"
-    assert study.failures == {"int16": expected} and "int4a8" in study.points
+    assert study.failures == {"W16": expected} and "W4A8" in study.points
 
 
 def about(folder: Path) -> dict:
@@ -174,7 +188,7 @@ def test_a_candidate_that_crashes_the_process_twice_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def act(name: str) -> None:
-        if name == "int16":
+        if name == "W16":
             os.kill(os.getpid(), signal.SIGSEGV)
 
     engine.install(monkeypatch, act)
@@ -185,7 +199,7 @@ def test_a_candidate_that_crashes_the_process_twice_is_given_up(
 
     codes = [engine.killed_after(60, work) for _ in range(3)]
     assert codes == [-signal.SIGSEGV, -signal.SIGSEGV, 0]
-    reason = attempt.failures(tmp_path / "trials")["int16"]
+    reason = attempt.failures(tmp_path / "trials")["W16"]
     assert reason.startswith("the process ended while it ran, 2 times (Fatal Python error: Segm")
 
 
@@ -193,7 +207,7 @@ def test_a_candidate_for_which_memory_ran_out_is_given_up_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def act(name: str) -> None:
-        if name == "int16":
+        if name == "W16":
             os.kill(os.getpid(), signal.SIGKILL)
 
     engine.install(monkeypatch, act)
@@ -201,7 +215,7 @@ def test_a_candidate_for_which_memory_ran_out_is_given_up_at_once(
     assert engine.killed_after(60, lambda: engine.explored(tmp_path, trials=6)) == -9
     monkeypatch.setattr(attempt, "_killed", lambda: 8)
     study = engine.explored(tmp_path, trials=6)
-    assert study.failures == {"int16": "the process ended while it ran, 1 time (memory ran out)"}
+    assert study.failures == {"W16": "the process ended while it ran, 1 time (memory ran out)"}
 
 
 def test_a_candidate_during_which_the_process_was_killed_is_tried_again(
@@ -210,7 +224,7 @@ def test_a_candidate_during_which_the_process_was_killed_is_tried_again(
     """By a user, a scheduler, or with the machine: not for ever, since it may yet be its own fault."""
 
     def act(name: str) -> None:
-        if name == "int16":
+        if name == "W16":
             os.kill(os.getpid(), signal.SIGKILL)
 
     engine.install(monkeypatch, act)
@@ -218,7 +232,7 @@ def test_a_candidate_during_which_the_process_was_killed_is_tried_again(
     codes = [engine.killed_after(60, work) for _ in range(attempt.MOST_ENDS)]
     assert set(codes) == {-9}
     assert engine.killed_after(60, work) == 0
-    assert "it was killed" in attempt.failures(tmp_path / "trials")["int16"]
+    assert "it was killed" in attempt.failures(tmp_path / "trials")["W16"]
 
 
 def assert_whole(folder: Path) -> None:
@@ -337,18 +351,35 @@ def test_broken_files_are_passed_over_and_said(
     run = engine.install(monkeypatch)
     before = engine.explored(tmp_path, trials=8)
     (tmp_path / "study.json").write_text('{"about": {"mod')
-    (tmp_path / "trials" / "int16" / "point.json").write_text("")
-    (tmp_path / "trials" / "int4a8" / "model.onnx").write_text("half")
+    (tmp_path / "trials" / "W16" / "point.json").write_text("")
+    (tmp_path / "trials" / "W4A8" / "model.onnx").write_text("half")
     (tmp_path / "trials" / "odd").mkdir()
     (tmp_path / "trials" / "odd" / "failure.json").write_text("[1")
     (tmp_path / "best" / "model.onnx").write_text("another point's")
     run.clear()
     after = engine.explored(tmp_path, trials=8)
     assert set(after.points) == set(before.points)
-    assert set(run) == {"int16", "int4a8"}
+    assert set(run) == {"W16", "W4A8"}
     said = capsys.readouterr().err
-    assert "study.json cannot be read" in said and "int4a8 is measured again" in said
+    assert "study.json cannot be read" in said and "W4A8 is measured again" in said
     assert_whole(tmp_path)
+
+
+def test_points_that_an_earlier_version_named_are_kept_under_their_name_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = engine.install(monkeypatch)
+    before = engine.explored(tmp_path, trials=8)
+    old = tmp_path / "trials" / "int4a8"
+    (tmp_path / "trials" / "W4A8").rename(old)
+    point = json.loads((old / "point.json").read_text())
+    (old / "point.json").write_text(
+        json.dumps(point | {"name": "int4a8", "folder": "trials/int4a8"})
+    )
+    run.clear()
+    after = engine.explored(tmp_path, trials=8)
+    assert not run and set(after.points) == set(before.points)
+    assert after.points["W4A8"].folder == "trials/int4a8"
 
 
 def test_points_of_another_model_are_not_taken_when_nothing_says_whose_they_are(
@@ -376,10 +407,10 @@ def test_what_was_too_large_is_trained_under_a_wider_budget(
     narrow = engine.explored(tmp_path, budget=Budget(size=300), trials=12)
     assert any("not trained: " in reason for reason in narrow.dropped.values())
     assert not narrow.failures
-    few = {name for name in run if "trained" in name}
+    few = {name for name in run if is_trained(name)}
     wide = engine.explored(tmp_path, budget=Budget(size=10_000), trials=20)
     assert not wide.dropped
-    assert len({name for name in run if "trained" in name}) > len(few)
+    assert len({name for name in run if is_trained(name)}) > len(few)
 
 
 def test_an_earlier_versions_verdicts_on_a_budget_are_not_failures(tmp_path: Path) -> None:
@@ -403,12 +434,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_more_time_gives_longer_trainings(tmp_path: Path, timed: list[str]) -> None:
     """Eight trainings get 45 % of the time; long ones have three times the epochs."""
     for time, expected in (
-        (200, ("trained1.1", "trained3.3")),
-        (400, ("trained2.3", "trained6.9")),
+        (200, (" 1.1 epochs", " 3.3 epochs")),
+        (400, (" 2.3 epochs", " 6.9 epochs")),
     ):
         timed.clear()
         engine.explored(tmp_path, time=time)
-        trained = {name for name in timed if "trained" in name}
+        trained = {name for name in timed if is_trained(name)}
         assert trained and all(name.endswith(expected) for name in trained)
 
 
@@ -441,11 +472,11 @@ def test_the_same_seed_and_trials_give_the_same_candidates(
 def test_so_many_candidates_are_tried(
     trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.install(monkeypatch, lambda name: raising(ValueError())() if name == "int16" else None)
+    engine.install(monkeypatch, lambda name: raising(ValueError())() if name == "W16" else None)
     study = engine.explored(tmp_path, trials=trials)
     rungs = {candidate.name for candidate in ladder()[: math.ceil(trials / 2)]}
     tried = [*(point.name for point in study.compressed), *study.failures]
-    assert sum(name in rungs or "trained" in name for name in tried) == trials
+    assert sum(name in rungs or is_trained(name) for name in tried) == trials
 
 
 def test_a_number_of_trials_is_positive(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from penjing.exploration import Budget, explore, search
+from penjing.exploration import Budget, search
 from penjing.exploration.candidates import Candidate, ladder
+from penjing.report.live import explore
 from penjing.tasks import Task, from_arrays
 from penjing.training import TrainSettings, train
 
@@ -27,7 +28,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_search import net_and_task
-from penjing.exploration import Budget, explore
+from penjing.exploration import Budget
+from penjing.report.live import explore
 model, task = net_and_task()
 explore(model, task, Budget(drop=0.05), folder=Path(sys.argv[1]), trials=int(sys.argv[2]))
 """

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from penjing.exploration import Budget, Study, explore
+from penjing.exploration import Budget, Study
+from penjing.report.live import explore
 from penjing.tasks import Preprocessing, Task, from_arrays
 from penjing.training import TrainSettings, train
 

@@ -43,13 +43,14 @@ def explore(
     as_json: Json = False,
 ) -> None:
     """Search all techniques together for the frontier within a budget. Run again to resume."""
-    from penjing import exploration
+    from penjing.exploration import Budget
+    from penjing.report import live
 
-    budget = exploration.Budget(size=max_size, latency=max_latency, drop=max_drop)
+    budget = Budget(size=max_size, latency=max_latency, drop=max_drop)
     writable(output / "study.json")
     net, task = inputs.load()
     command = shlex.join(["penjing", *sys.argv[1:]])
-    study = exploration.explore(
+    study = live.explore(
         net,
         task,
         budget,
@@ -59,6 +60,7 @@ def explore(
         name=inputs.model,
         data=inputs.data,
         command=command,
+        threads=inputs.measured_threads,
     )
     _print_study(study, as_json)
 

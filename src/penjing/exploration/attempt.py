@@ -88,11 +88,11 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def fail(folder: Path, reason: str, error: BaseException | None = None) -> None:
-    """Keep why the candidate of ``folder`` failed, and where."""
+def fail(folder: Path, name: str, reason: str, error: BaseException | None = None) -> None:
+    """Keep in ``folder`` why the candidate ``name`` failed, and where."""
     if error is not None:
         files.write_text(folder / ERROR, "".join(traceback.format_exception(error)))
-    files.write_text(folder / FAILURE, json.dumps({"reason": reason}))
+    files.write_text(folder / FAILURE, json.dumps({"name": name, "reason": reason}))
     _unmark(folder)
 
 
@@ -102,7 +102,7 @@ def failures(trials: Path) -> dict[str, str]:
     for file in sorted(trials.glob(f"*/{FAILURE}"), key=_written):
         record = _read(file)
         if record is not None and isinstance(record.get("reason"), str):
-            found[file.parent.name] = record["reason"]
+            found[record.get("name", file.parent.name)] = record["reason"]
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Any, Literal
 
 import optuna
@@ -28,6 +30,7 @@ WEIGHTS = (
     "small20",
     "small40",
 )
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 PATIENCE = 8.0
 """A training may take so many times what the same epochs of the original take."""
 LEAST_TRAINING_S = 30.0
@@ -45,7 +48,7 @@ class Candidate(BaseModel):
         weights: how weights are stored; ``grid24`` is ``compress_weights`` at a distortion of 2**-24,
             ``small20`` is ``penalize_entropy`` to a file 20 times smaller.
         integers: whether activations are 8-bit too, so that integer kernels run.
-        epochs: of training, spread over the stages; 0 = after training only.
+        epochs: of training, spread over the stages; 0 = post-training only.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,16 +63,34 @@ class Candidate(BaseModel):
 
     @property
     def name(self) -> str:
-        """A name fit for people and for a folder, such as ``channels35-sparse80-int4a8-trained2``."""
+        """A name for people, such as ``35 % channel pruning + 50 % sparse + W4A8 + 2 epochs``."""
         parts = [
-            f"channels{self.channels * 100:.0f}" if self.channels else "",
-            f"ranks{self.ranks * 100:.0f}" if self.ranks else "",
-            f"variance{self.variance * 100:.3g}" if self.variance else "",
-            f"sparse{self.sparsity * 100:.0f}" if self.sparsity else "",
-            "" if self.weights == "float" else self.weights + ("a8" if self.integers else ""),
-            f"trained{self.epochs:.3g}" if self.epochs else "",
+            f"{self.channels:.0%} channel pruning" if self.channels else "",
+            f"{self.ranks:.0%} low rank" if self.ranks else "",
+            f"low rank keeping {self.variance * 100:.3g}%" if self.variance else "",
+            f"{self.sparsity:.0%} sparse" if self.sparsity else "",
+            self._weights_name(),
+            f"{self.epochs:.3g} epoch{'' if self.epochs == 1 else 's'}" if self.epochs else "",
         ]
-        return "-".join(part for part in parts if part) or "original"
+        return " + ".join(filter(None, parts)).replace("%", " %") or "original"
+
+    @property
+    def folder(self) -> str:
+        """``name`` in letters, digits, dots and dashes, such as ``50-sparse-W4A8``."""
+        plain = unicodedata.normalize("NFKD", self.name)
+        return re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-")
+
+    def _weights_name(self) -> str:
+        kind, number = re.fullmatch(r"([a-z]+)(\d*)", self.weights).groups()  # type: ignore[union-attr]
+        if kind == "int":
+            return f"W{number}A8" if self.integers else f"W{number}"
+        exponent = number.translate(SUPERSCRIPTS)
+        return {
+            "float": "",
+            "shared": f"{2 ** int(number or 0)} shared values",
+            "grid": f"rate–distortion 2⁻{exponent}",
+            "small": f"entropy penalty {number}×",
+        }[kind]
 
     def recipe(self, epoch_s: float | None = None) -> Recipe:
         """Structure first, then values: each group is one trained stage; untrained, each technique
@@ -153,11 +174,16 @@ def is_sensible(candidate: Candidate) -> bool:
         return False
     if candidate.integers and candidate.weights not in ("int8", "int4", "int2", "int1"):
         return False
-    return candidate.name != "original" and not candidate.name.startswith("trained")
+    return bool(candidate._structure() or candidate._values())
+
+
+def is_trained(name: str) -> bool:
+    """Whether the candidate that bears ``name`` is trained."""
+    return name.endswith((" epoch", " epochs"))
 
 
 def ladder() -> list[Candidate]:
-    """Single techniques, then combinations, all after training: seconds each."""
+    """Single techniques, then combinations, all post-training: seconds each."""
     singles = [
         {"weights": "int8", "integers": True},
         {"weights": "int16"},

@@ -17,7 +17,7 @@ import gc
 import math
 import tempfile
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,14 +25,21 @@ import optuna
 import torch
 from torch import nn
 
-from penjing import files, report
+from penjing import files
 from penjing.devices import artifact, measurement
 from penjing.devices.comparison import Original
 from penjing.devices.local import Local
 from penjing.errors import PenjingError
 from penjing.exploration.attempt import TooLongError, attempt, blamed, reason_of
 from penjing.exploration.budget import Budget, describe
-from penjing.exploration.candidates import Candidate, is_sensible, ladder, seeds, suggest
+from penjing.exploration.candidates import (
+    Candidate,
+    is_sensible,
+    is_trained,
+    ladder,
+    seeds,
+    suggest,
+)
 from penjing.exploration.effort import Effort, Phase
 from penjing.exploration.study import BASELINE, Contribution, Point, Study, alone
 from penjing.net.plain import plain
@@ -68,6 +75,7 @@ def explore(
     command: str | None = None,
     threads: int = 1,
     progress: bool = True,
+    on_change: Callable[[Study], None] = lambda study: None,
 ) -> Study:
     """Find the frontier of smaller and faster versions of ``model``.
 
@@ -85,6 +93,8 @@ def explore(
             same candidates.
         name, data, command: how the report calls the model, the data, and what resumes the study.
         threads: of the runtime, for all latencies of the study.
+        on_change: called with the study after each candidate, and at the end, when it no longer is
+            ``running``.
 
     Returns:
         The study, whose ``best`` is None if nothing met the budget. Ctrl-C ends the search early
@@ -102,13 +112,16 @@ def explore(
     about["threads"] = threads
     with alone(folder), _said_when_full(folder):
         study = Study(folder, about, budget or Budget())
+        study.running = True
         try:
-            _Search(model, task, study, effort, threads, progress).run()
+            _Search(model, task, study, effort, threads, progress, on_change).run()
         except KeyboardInterrupt:
             study.stopped = True
+        finally:
+            study.running = False
         if BASELINE in study.points:
             study.write()
-            report.write(study.folder, study.folder / "report.html")
+            on_change(study)
     return study
 
 
@@ -136,6 +149,7 @@ class _Search:
         effort: Effort,
         threads: int,
         progress: bool,
+        on_change: Callable[[Study], None],
     ) -> None:
         device = next((p.device for p in model.parameters()), task.example.device)
         self.model = plain(model, task.example.to(device))
@@ -143,7 +157,7 @@ class _Search:
         self.original = Original(study.folder / "trials" / BASELINE / "model.onnx", task, self.form)
         self.task, self.study, self.effort, self.device = task, study, effort, Local(threads)
         self.before_s, self.start = study.elapsed_s, clock.monotonic()
-        self.progress, self.line = progress, Bar()
+        self.progress, self.line, self.on_change = progress, Bar(), on_change
 
     def run(self) -> None:
         with bar("exploring", hidden=not self.progress) as self.line:
@@ -152,6 +166,8 @@ class _Search:
                 self.compare_older_points()
                 for candidate in self.plan():
                     self.trial(candidate)
+                    with self.survived("on_change"):
+                        self.on_change(self.study)
                 self.finish()
             finally:
                 self.study.elapsed_s = self.elapsed()
@@ -166,7 +182,7 @@ class _Search:
         a training does not count, so that a run resumes with the count that it stopped with."""
         rungs = {candidate.name for candidate in self.ladder()}
         tried = [point.name for point in self.study.compressed] + list(self.study.failures)
-        return sum(name in rungs or "trained" in name for name in tried)
+        return sum(name in rungs or is_trained(name) for name in tried)
 
     def ladder(self) -> list[Candidate]:
         """What is tried first, as far as the number of trials goes."""
@@ -336,7 +352,7 @@ class _Search:
         """Run one candidate's recipe, build its artifact, measure it, keep it."""
         if self.tried(candidate) or not is_sensible(candidate) or not self.allows(LONG):
             return
-        folder = self.study.folder / "trials" / candidate.name
+        folder = self.study.folder / "trials" / candidate.folder
         if (reason := blamed(folder)) is not None:
             self.fail(candidate, reason)
         elif candidate.epochs and (reason := self.dropped(candidate)):
@@ -379,7 +395,7 @@ class _Search:
 
     def fail(self, candidate: Candidate, reason: str, error: BaseException | None = None) -> None:
         self.study.elapsed_s = self.elapsed()
-        self.study.fail(candidate.name, reason, error)
+        self.study.fail(candidate.name, candidate.folder, reason, error)
         self.tell(f"{candidate.name}: {reason}")
 
     def longest_s(self, candidate: Candidate) -> float | None:
@@ -411,7 +427,7 @@ class _Search:
     def realize(self, candidate: Candidate) -> Point:
         recipe, start = self.recipe(candidate), clock.monotonic()
         model = compress(self.model, self.task, recipe, cache=self.study.folder / "cache")
-        folder = Path("trials") / recipe.name
+        folder = Path("trials") / candidate.folder
         card = artifact.build(
             model,
             self.task,

@@ -26,6 +26,7 @@ from penjing.devices.artifact import Card
 from penjing.errors import PenjingError
 from penjing.exploration import attempt
 from penjing.exploration.budget import Budget
+from penjing.exploration.candidates import Candidate
 from penjing.progress import say
 from penjing.tasks import interval
 from penjing.tasks.interval import State
@@ -85,6 +86,7 @@ class Study:
     Attributes:
         failures: why candidates failed, by name; they are not tried again.
         dropped: why candidates were not trained, under this budget.
+        running: whether a search works on it.
         stopped: whether Ctrl-C ended the search.
 
     Raises:
@@ -95,7 +97,7 @@ class Study:
     def __init__(self, folder: Path, about: dict[str, Any], budget: Budget) -> None:
         self.folder, self.about, self.budget = folder, about, budget
         self.elapsed_s = 0.0
-        self.stopped = False
+        self.running = self.stopped = False
         self.failures: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
         try:
@@ -233,10 +235,10 @@ class Study:
         files.write_text(file, json.dumps(point.model_dump(mode="json"), indent=1))
         self.write()
 
-    def fail(self, name: str, reason: str, error: BaseException | None = None) -> None:
-        """Keep why a candidate failed: its own file first."""
+    def fail(self, name: str, folder: str, reason: str, error: BaseException | None = None) -> None:
+        """Keep why a candidate failed: its own file in ``trials/folder`` first."""
         self.failures[name] = reason
-        attempt.fail(self.folder / "trials" / name, reason, error)
+        attempt.fail(self.folder / "trials" / folder, name, reason, error)
         self.write()
 
     def write(self) -> None:
@@ -407,6 +409,8 @@ def _point(file: Path) -> Point | None:
     """The point in ``file``, None unless it and its model are whole."""
     try:
         point = Point.model_validate_json(file.read_text())
+        if point.candidate:  # Earlier versions called it by other words.
+            point.name = Candidate(**point.candidate).name
         sizes = {name: (file.parent / name).stat().st_size for name in SAVED[:2]}
     except (OSError, ValidationError, ValueError):
         return None

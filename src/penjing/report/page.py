@@ -48,9 +48,10 @@ class Column:
         return units.MISSING if value is None else self.write(value)
 
 
-def write(study: Path, target: Path) -> None:
+def write(study: Path, target: Path, *, renews: bool = False) -> None:
     """Write the report on the study in the folder ``study`` to the HTML file ``target`` (4 to 5 MB,
-    nearly all of it plotly.js). Links lead from ``target``'s folder to the study's artifacts.
+    nearly all of it plotly.js). Links lead from ``target``'s folder to the study's artifacts. While
+    it is open, a page that ``renews`` is read again from time to time.
 
     Raises PenjingError where ``study`` holds no readable ``frontier.json``.
     """
@@ -60,6 +61,7 @@ def write(study: Path, target: Path) -> None:
     shown = said.point or record["baseline"]
     text = _template().render(
         study=record,
+        renews=renews,
         headline=said,
         badges=BADGES,
         unit=unit,
