@@ -270,7 +270,7 @@ def test_names_that_do_not_fit_are_those_of_the_weights(tmp_path):
 
 def test_several_sets_of_weights_that_fit_alike_are_rejected(tmp_path):
     content = {"student": changed().state_dict(), "teacher": changed(1).state_dict()}
-    with pytest.raises(PenjingError, match="under 'student' and 'teacher'; write the one you mean"):
+    with pytest.raises(PenjingError, match="under 'student' and 'teacher'; write the one to load"):
         load_weights(net(), write(content, tmp_path / "w.pt"))
 
 

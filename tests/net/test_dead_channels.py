@@ -11,7 +11,7 @@ from torch import nn
 
 from penjing import models
 from penjing.net import channels
-from penjing.net.dead_channels import cut_idle, quiet, silent
+from penjing.net.dead_channels import constant, cut_dead, zero_constant
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -45,14 +45,14 @@ def widths(model: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def test_unread_and_silent_channels_go_and_the_output_stays():
+def test_unread_and_constant_channels_go_and_the_output_stays():
     model = chain()
     model[5].weight[:, 2] = 0  # read by none
     model[0].weight[4] = 0  # made by none, and below zero before the ReLU
     model[1].bias[4], model[1].running_mean[4], model[0].bias[4] = -1, 0, 0
     model[3].bias[4] = -0.1
     expected = model(EXAMPLE)
-    assert cut_idle(model, EXAMPLE[:1], round_to=1) == {"0": (8, 6), "3": (8, 6)}
+    assert cut_dead(model, EXAMPLE[:1], round_to=1) == {"0": (8, 6), "3": (8, 6)}
     assert widths(model) == {"0": 6, "3": 6, "5": 6, "8": 4}
     torch.testing.assert_close(model(EXAMPLE), expected)
 
@@ -62,22 +62,22 @@ def test_a_channel_that_is_the_same_for_all_images_but_not_zero_stays():
     model = chain()
     model[0].weight[4] = 0
     model[1].bias[4] = 1
-    assert cut_idle(model, EXAMPLE[:1], round_to=1) == {}
-    quiet(model, channels.groups(model, EXAMPLE))
-    assert cut_idle(model, EXAMPLE[:1], round_to=1) == {"0": (8, 7), "3": (8, 7)}
+    assert cut_dead(model, EXAMPLE[:1], round_to=1) == {}
+    zero_constant(model, channels.groups(model, EXAMPLE))
+    assert cut_dead(model, EXAMPLE[:1], round_to=1) == {"0": (8, 7), "3": (8, 7)}
 
 
 @torch.no_grad()
-def test_a_sum_is_silent_only_if_all_its_terms_are():
+def test_a_sum_is_constant_only_if_all_its_terms_are():
     model = Residual().eval()
     model.a.weight[[1, 3]] = 0
     model.b.weight[[3, 4]] = 0
     groups = channels.groups(model, EXAMPLE)
-    ((group, units),) = silent(model, groups)
+    ((group, units),) = constant(model, groups)
     assert group.removed(group.root, units).tolist() == [3]
-    quiet(model, groups)
+    zero_constant(model, groups)
     expected = model(EXAMPLE)
-    assert cut_idle(model, EXAMPLE[:1], round_to=1) == {"a": (5, 4), "b": (5, 4)}
+    assert cut_dead(model, EXAMPLE[:1], round_to=1) == {"a": (5, 4), "b": (5, 4)}
     torch.testing.assert_close(model(EXAMPLE), expected)
 
 
@@ -88,32 +88,32 @@ def test_classes_stay_and_so_does_one_channel_of_each_layer():
     model[0].weight.zero_(), model[0].bias.zero_(), model[1].bias.fill_(-1)
     model[3].bias.fill_(-1)
     expected = model(EXAMPLE)
-    cut_idle(model, EXAMPLE[:1], round_to=1)
+    cut_dead(model, EXAMPLE[:1], round_to=1)
     assert widths(model) == {"0": 1, "3": 1, "5": 6, "8": 4}
     torch.testing.assert_close(model(EXAMPLE), expected)
 
 
 @torch.no_grad()
-def test_what_fed_only_idle_channels_goes_with_them():
+def test_what_fed_only_dead_channels_goes_with_them():
     model = chain()
     model[8].weight[:, 64:128] = 0  # channel 1 of the last convolution is not read
     model[5].weight[[0, *range(2, 6)], 3] = 0  # and it alone reads channel 3
     expected = model(EXAMPLE)
-    assert cut_idle(model, EXAMPLE[:1], round_to=1) == {"0": (8, 7), "3": (8, 7), "5": (6, 5)}
+    assert cut_dead(model, EXAMPLE[:1], round_to=1) == {"0": (8, 7), "3": (8, 7), "5": (6, 5)}
     torch.testing.assert_close(model(EXAMPLE), expected)
 
 
 @torch.no_grad()
 def test_numbers_of_channels_stay_round():
-    """5 of 8 channels are idle: one fills a block of 4, one that has no weights."""
+    """5 of 8 channels are dead: one fills a block of 4, one that has no weights."""
     model = chain()
     model[5].weight[:, [1, 2, 4, 6, 7]] = 0
     model[0].weight[[2, 6]] = 0
     expected = model(EXAMPLE)
-    assert cut_idle(model, EXAMPLE[:1]) == {}
-    assert cut_idle(model, EXAMPLE[:1], round_to=4) == {"0": (8, 4), "3": (8, 4)}
+    assert cut_dead(model, EXAMPLE[:1]) == {}
+    assert cut_dead(model, EXAMPLE[:1], round_to=4) == {"0": (8, 4), "3": (8, 4)}
     assert [bool(row.any()) for row in model[0].weight] == [True, False, True, True]
-    assert cut_idle(model, EXAMPLE[:1], round_to=4) == {}
+    assert cut_dead(model, EXAMPLE[:1], round_to=4) == {}
     torch.testing.assert_close(model(EXAMPLE), expected)
 
 
@@ -133,10 +133,10 @@ def test_any_sparse_network_answers_as_before(share, seed):
         if isinstance(layer, nn.Conv2d):
             layer.weight *= torch.rand(layer.weight.shape, generator=random) > share
             layer.weight *= torch.rand(len(layer.weight), 1, 1, 1, generator=random) > 0.3
-    quiet(model, groups_of_resnet20())
+    zero_constant(model, groups_of_resnet20())
     images = torch.randn(4, 3, 32, 32, generator=random)
     expected, before = model(images), sum(p.numel() for p in model.parameters())
-    cut_idle(model, images[:1], round_to=1)
+    cut_dead(model, images[:1], round_to=1)
     torch.testing.assert_close(model(images), expected)
     assert sum(p.numel() for p in model.parameters()) < before
 
@@ -148,5 +148,5 @@ def test_a_network_without_empty_channels_is_not_touched(used):
     if used:
         model[5].weight *= torch.rand(model[5].weight.shape) > 0.5
     before = copy.deepcopy(model.state_dict())
-    assert cut_idle(model, EXAMPLE[:1], round_to=1) == {}
+    assert cut_dead(model, EXAMPLE[:1], round_to=1) == {}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

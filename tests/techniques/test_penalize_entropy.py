@@ -10,7 +10,7 @@ from torch import nn
 from penjing import container, recipe
 from penjing.devices import measurement
 from penjing.errors import PenjingError
-from penjing.net.dead_channels import cut_idle
+from penjing.net.dead_channels import cut_dead
 from penjing.net.layers import compressible
 from penjing.quantization import rate_model
 from penjing.targets.onnxruntime.export import export
@@ -87,7 +87,7 @@ def assert_channels_without_weights_are_cut(net: nn.Module, found: nn.Module, ta
     before, after = ([len(m.weight) for m in compressible(n).values()] for n in (net, found))
     assert after[-1] == before[-1]
     assert sum(after) < sum(before)
-    assert cut_idle(found, task.example) == {}
+    assert cut_dead(found, task.example) == {}
 
 
 def test_scales_of_any_range_keep_their_size() -> None:

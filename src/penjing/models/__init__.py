@@ -1,4 +1,4 @@
-"""Where models come from: torchvision, timm, reference nets, a user's file; and their weights."""
+"""Models by name: from torchvision, timm, the reference nets or a user's file; and their weights."""
 
 from penjing.models.loading import load, preprocessing
 from penjing.models.renormalized import renormalized

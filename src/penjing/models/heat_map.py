@@ -1,4 +1,4 @@
-"""The heat-map network: where an object's centre is, and how far its box reaches from there."""
+"""The heat-map network: predicts centres of objects and distances from there to their boxes' sides."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn import functional as F
 from penjing.errors import PenjingError
 
 STRIDE = 4
-"""Input pixels a cell of the maps."""
+"""Stride of the output maps: input pixels a cell."""
 SMALLEST_SIDE, LARGEST_SIDE = 64, 320
-"""Of the input, in pixels."""
+"""Limits of the input's height and width, px."""
 COARSEST = 16
-"""Input pixels a cell of the coarsest features; height and width are multiples of it."""
+"""Stride of the coarsest features, px; height and width are multiples of it."""
 CENTRE_PRIOR = 0.01
-"""Share of cells that the untrained net takes for centres, as in RetinaNet (arXiv:1708.02002)."""
+"""Probability of a centre that the untrained net gives, as in RetinaNet (arXiv:1708.02002)."""
 
 
 class Design(BaseModel):
-    """What a heat-map network looks like.
+    """Architecture of a heat-map network.
 
     Attributes:
-        height, width: of the input in pixels, multiples of 16, from 64 to 320.
+        height, width: size of the input, px, multiples of 16, from 64 to 320.
         channels: 3 (RGB) or 1 (grey).
         features: channels of the features at 1/2, 1/4, 1/8 and 1/16 of the input's size.
         blocks: depthwise-separable blocks at 1/8 and at 1/16 after the first of each.
@@ -48,11 +48,11 @@ FAMILY: dict[int, tuple[tuple[int, int, int, int], tuple[int, int]]] = {
     100_000: ((16, 32, 64, 96), (2, 3)),
     200_000: ((24, 48, 96, 144), (2, 3)),
 }
-"""Features and blocks by the bytes that the packed detector has at most, at 8 bits a weight."""
+"""Features and blocks by the largest size of the packed detector, bytes, at 8 bits a weight."""
 
 
 def member(budget: int, height: int, width: int, channels: Literal[1, 3] = 3) -> Design:
-    """The largest of the family whose packed detector has at most ``budget`` bytes.
+    """Return the largest design of the family whose packed detector has at most ``budget`` bytes.
 
     Raises PenjingError when even the smallest is larger.
     """
@@ -67,13 +67,13 @@ def member(budget: int, height: int, width: int, channels: Literal[1, 3] = 3) ->
 
 
 def heat_map(budget: int, channels: Literal[1, 3] = 3) -> nn.Module:
-    """The family's member of ``budget`` bytes, untrained; it takes any multiple of 16 pixels."""
+    """Make the family's net of ``budget`` bytes, untrained; it takes any multiple of 16 pixels."""
     return HeatMapNet(member(budget, SMALLEST_SIDE, SMALLEST_SIDE, channels))
 
 
 class HeatMapNet(nn.Module):
-    """Fully convolutional, anchor-free: a heat map of centres (CenterNet, arXiv:1904.07850) and, at
-    each cell, the distances to the four sides of a box (FCOS, arXiv:1904.01355).
+    """Fully convolutional, anchor-free detector: a heat map of centres (CenterNet, arXiv:1904.07850)
+    and, at each cell, the distances to the four sides of a box (FCOS, arXiv:1904.01355).
 
     Input float32 ``[N, channels, height, width]`` in [0, 1]; output float32 ``[N, 5, height / 4,
     width / 4]``: the logit that an object's centre lies in the cell, and the logarithms of the
@@ -127,7 +127,7 @@ def _conv(
 
 
 def _separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Depthwise 5 x 5, then 1 x 1: wide views cost few weights that way."""
+    """Make a depthwise 5 x 5, then a 1 x 1 convolution: a large receptive field for few weights."""
     depthwise = _conv(inputs, inputs, 5, stride, groups=inputs)
     return nn.Sequential(*depthwise, *_conv(inputs, outputs, 1))
 

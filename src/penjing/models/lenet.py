@@ -1,4 +1,4 @@
-"""The two nets for 28 x 28 grey digits on which compression papers report."""
+"""LeNet-300-100 and LeNet-5 for 28 x 28 grey digits, on which compression papers report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def lenet_300_100(num_classes: int = 10, channels: int = 1) -> nn.Module:
-    """LeCun et al. 1998: two hidden layers of 300 and 100; 266,610 parameters for digits."""
+    """Make LeNet-300-100 (LeCun et al. 1998): two hidden layers; 266,610 parameters for digits."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(channels * 28 * 28, 300),
@@ -18,7 +18,7 @@ def lenet_300_100(num_classes: int = 10, channels: int = 1) -> nn.Module:
 
 
 def lenet5(num_classes: int = 10, channels: int = 1) -> nn.Module:
-    """LeNet-5 as in Caffe and Deep Compression (arXiv:1510.00149); 431,080 parameters."""
+    """Make LeNet-5 as in Caffe and Deep Compression (arXiv:1510.00149); 431,080 parameters."""
     return nn.Sequential(
         nn.Conv2d(channels, 20, 5),
         nn.MaxPool2d(2),

@@ -1,4 +1,4 @@
-"""A model by a short name: from torchvision, timm, the reference nets, or the user's own file."""
+"""Load a model by a short name: from torchvision, timm, the reference nets, or the user's file."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def load(
     channels: int | None = None,
     new_head: bool = False,
 ) -> nn.Module:
-    """The model that ``spec`` names, in evaluation mode, without ``DataParallel`` or
+    """Load the model that ``spec`` names, in evaluation mode, without ``DataParallel`` or
     ``torch.compile`` around it. Nothing is downloaded.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``penjing:NAME`` or ``FILE.py:FACTORY`` (the file
             is run, the function called with those of ``num_classes`` and ``channels`` it takes).
-        weights: state dict or training checkpoint, see ``load_weights``; None leaves the random
-            ones.
+        weights: state dict or training checkpoint, see ``load_weights``; None leaves random
+            weights.
         num_classes: width of the output; None is the net's own.
-        channels: of the input image; None is the net's own.
+        channels: channels of the input image; None is the net's own.
         new_head: take weights for another number of classes too, all but the last layer, which is
             then to be trained; needs ``num_classes``.
 
@@ -69,12 +69,15 @@ def load(
 def preprocessing(
     spec: str, *, weights: str | Path | None = None, channels: int | None = None
 ) -> Preprocessing | None:
-    """What the model that ``spec`` names expects of its input.
+    """Return the preprocessing that the model named by ``spec`` expects; None if it is unknown.
 
-    From the file ``weights``, if ``penjing train`` wrote it; or else from torchvision's default
-    weights, timm's configuration, the reference net, or, in the user's file, a ``Preprocessing``
-    called ``preprocessing``. None where there is none. With ``channels``, mean and deviation are
+    It comes from the file ``weights``, if ``penjing train`` wrote it; or else from torchvision's
+    default weights, timm's configuration, the reference net, or, in the user's file, a
+    ``Preprocessing`` called ``preprocessing``. With ``channels``, mean and standard deviation are
     averaged over, or repeated for, the channels.
+
+    Raises:
+        PenjingError: an unknown name, a damaged file of weights.
     """
     kind, name = _parse(spec)
     found = (weights and stored_preprocessing(weights)) or SOURCES[kind].preprocessing(name)
@@ -188,9 +191,9 @@ def _reference_preprocessing(name: str) -> Preprocessing:
 
 def _from_reference(name: str, **options: int) -> nn.Module:
     factory = _reference(name).factory
-    refused = options.keys() - _accepted(factory, options).keys()
-    if refused:
-        raise PenjingError(f"penjing:{name} has no {', '.join(refused)}; leave it out.")
+    unsupported = options.keys() - _accepted(factory, options).keys()
+    if unsupported:
+        raise PenjingError(f"penjing:{name} has no {', '.join(unsupported)}; leave it out.")
     return factory(**options)
 
 
@@ -239,10 +242,10 @@ def _run_file(path: Path) -> ModuleType:
 
 
 class Source(NamedTuple):
-    """Where models of one prefix come from, and what images they take."""
+    """Functions that load the models of one prefix and their preprocessing."""
 
     model: Callable[..., nn.Module]
-    """``(name, num_classes=, channels=)``, the options only if given."""
+    """Called with ``(name, num_classes=, channels=)``, the options only if given."""
     preprocessing: Callable[[str], Preprocessing | None]
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions, the shortcut convolved when the size changes."""
+    """Residual block of two 3 x 3 convolutions; its shortcut is convolved when the size changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 def resnet8(num_classes: int = 10, channels: int = 3) -> nn.Module:
-    """Image classification at 32 x 32: 78,666 parameters with running statistics."""
+    """Make the net for image classification at 32 x 32: 78,666 parameters with running statistics."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
         nn.BatchNorm2d(16),
@@ -59,7 +59,7 @@ SEPARABLE = (
 
 
 def mobilenet_v1_025(num_classes: int = 2, channels: int = 3) -> nn.Module:
-    """Visual wake words at 96 x 96, MobileNetV1 (arXiv:1704.04861) of width 0.25.
+    """Make the net for visual wake words at 96 x 96: MobileNetV1 (arXiv:1704.04861) of width 0.25.
 
     221,794 parameters with running statistics.
     """

@@ -20,10 +20,10 @@ from penjing.tasks.preprocessing import CIFAR, MNIST, Preprocessing
 
 
 class Reference(NamedTuple):
-    """A reference net and the images it is trained on."""
+    """A reference net and the preprocessing it is trained with."""
 
     factory: Callable[..., nn.Module]
-    """``(num_classes=, channels=)``; a detector has no ``num_classes``."""
+    """Called with ``(num_classes=, channels=)``; a detector has no ``num_classes``."""
     preprocessing: Preprocessing
 
 

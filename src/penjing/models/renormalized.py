@@ -1,4 +1,4 @@
-"""A teacher that was trained on other images than its student: each sees its own normalization."""
+"""Adapt a teacher to a student with other preprocessing: each sees its own normalization."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def renormalized(model: nn.Module, given: Preprocessing, wanted: Preprocessing) -> nn.Module:
-    """``model``, trained on images prepared as in ``wanted``, for images prepared as in ``given``.
+    """Adapt ``model``, trained with the preprocessing ``wanted``, to images prepared as in ``given``.
 
-    It is ``model`` itself where the two do not differ in size, channels, mean and deviation.
+    Returns ``model`` itself where the two do not differ in size, channels, mean and deviation.
     """
     alike = all(
         getattr(given, field) == getattr(wanted, field)
@@ -28,12 +28,12 @@ def renormalized(model: nn.Module, given: Preprocessing, wanted: Preprocessing) 
 
 
 class Renormalized(nn.Module):
-    """``model`` behind another normalization: takes float32 ``[N, C, H, W]`` prepared as in
-    ``given``, and gives it to ``model`` as in ``wanted``.
+    """Wrapper of ``model`` that takes float32 ``[N, C, H, W]`` prepared as in ``given``, and gives it
+    to ``model`` as in ``wanted``.
 
-    Pixels in [0, 1] are computed back, made grey or repeated for three channels, resized
-    (bilinear, antialiased) and normalized. The part of the image in view stays that of ``given``.
-    Layers keep the names that they have in ``model``.
+    Pixels in [0, 1] are recovered, made grey or repeated for three channels, resized (bilinear,
+    antialiased) and normalized. The part of the image in view stays that of ``given``. Layers keep
+    the names that they have in ``model``.
     """
 
     given_mean: Tensor

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of the paper: every ``stride``-th pixel, ``extra`` zero channels around the rest."""
+    """Shortcut of option A of the paper: every ``stride``-th pixel, with ``extra`` zero channels."""
 
     def __init__(self, stride: int, extra: int):
         super().__init__()
@@ -21,7 +21,7 @@ class PaddedShortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut without parameters."""
+    """Residual block of two 3 x 3 convolutions; its shortcut has no parameters."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -39,7 +39,8 @@ class Block(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """Three stages of ``blocks`` blocks with 16, 32 and 64 channels: ``6 * blocks + 2`` layers."""
+    """Net of three stages of ``blocks`` blocks with 16, 32 and 64 channels: ``6 * blocks + 2``
+    layers."""
 
     def __init__(self, blocks: int, num_classes: int = 10, channels: int = 3):
         super().__init__()
@@ -63,10 +64,10 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def resnet20_cifar(num_classes: int = 10, channels: int = 3) -> nn.Module:
-    """269,722 parameters for CIFAR-10."""
+    """Make ResNet-20 for 32 x 32 images; 269,722 parameters for CIFAR-10."""
     return ResNetCifar(3, num_classes, channels)
 
 
 def resnet56_cifar(num_classes: int = 10, channels: int = 3) -> nn.Module:
-    """853,018 parameters for CIFAR-10."""
+    """Make ResNet-56 for 32 x 32 images; 853,018 parameters for CIFAR-10."""
     return ResNetCifar(9, num_classes, channels)

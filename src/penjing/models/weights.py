@@ -1,7 +1,7 @@
-"""Weights from a file into a model, without ever unpickling anything but tensors and plain values.
+"""Load weights from a file into a model; nothing but tensors and plain values is unpickled.
 
 Trainers wrap the state dict: in a checkpoint beside other things, under the names of the modules
-around the model. Which tensors are meant, and which prefixes go, is judged by the model's own names.
+around the model. Which tensors to take, and which prefixes to remove, follows from the model's names.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from penjing.tasks.preprocessing import Preprocessing
 State = dict[str, Tensor]
 
 PREPROCESSING = "preprocessing"
-"""Key of a safetensors file's metadata: JSON of how the images were prepared in training."""
+"""Key of a safetensors file's metadata: JSON of the preprocessing in training."""
 
 CONTAINERS = (
     *("state_dict", "model", "model_state_dict", "params"),
     *("ema", "state_dict_ema", "model_ema", "params_ema"),
 )
-"""Under which trainers keep state dicts; others are searched too, after these."""
+"""Keys under which trainers keep state dicts; others are searched after these."""
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
-"""Names of weights that are a moving average over the training."""
+"""Pattern of the keys of weights that are a moving average over the training (EMA)."""
 DEEPEST = 3
-"""Dicts in dicts that are searched."""
+"""Largest depth of nested dicts that are searched."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Names of a model inside DataParallel, ``torch.compile``, FSDP and checkpointing."""
+"""Names that DataParallel, ``torch.compile``, FSDP and checkpointing give to the model inside."""
 FORMER = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
-"""Names in torchvision's published files, which its nets have given up."""
+"""Patterns of outdated names in torchvision's published files, and their replacements."""
 WITHOUT_EFFECT = ("num_batches_tracked", "n_averaged")
-"""Counters beside the weights: not in all files, and of no effect on the output."""
+"""Names of counters, which are not in all files and have no effect on the output."""
 
 
 def load_weights(
@@ -61,14 +61,14 @@ def load_weights(
     """Copy the state dict in ``path`` into ``model``, in place.
 
     The file is .safetensors, or what ``torch.save`` wrote: a state dict or a training checkpoint with
-    one, in which prefixes such as "module." or "_orig_mod." may stand before all names. Of averaged
-    (EMA) and plain weights the averaged are taken, and a line on standard error says so. Values are
-    cast to the model's types.
+    one, in which prefixes such as "module." or "_orig_mod." may stand before all names. Averaged
+    (EMA) weights are preferred to plain ones, and a line on standard error says so. Values are cast
+    to the model's types.
 
     Args:
-        optional: prefixes of tensors that the file may have and the model has not.
-        new_classes: the model's number of classes. Where nothing but that differs from the file's,
-            the last layer keeps the values that the model has, and a line on standard error says so.
+        optional: prefixes of tensors that the file may have and the model lacks.
+        new_classes: the model's number of classes. If the file differs in nothing else, the last
+            layer keeps the model's values, and a line on standard error says so.
 
     Raises:
         PenjingError: an unreadable or rejected file, or tensors that do not fit the model.
@@ -92,11 +92,11 @@ def load_weights(
 
 
 def stored_preprocessing(path: str | Path) -> Preprocessing | None:
-    """The preprocessing with which the weights in ``path`` were trained, as ``penjing train`` writes
-    it; None in files of others.
+    """Read the preprocessing with which the weights in ``path`` were trained, as ``penjing train``
+    writes it; None if the file has none.
 
     Raises:
-        PenjingError: there is one, but it is damaged.
+        PenjingError: the stored preprocessing is damaged.
     """
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return None
@@ -105,7 +105,7 @@ def stored_preprocessing(path: str | Path) -> Preprocessing | None:
             stored = (file.metadata() or {}).get(PREPROCESSING)
         return Preprocessing.model_validate_json(stored) if stored is not None else None
     except SafetensorError:
-        return None  # Said by whoever reads the weights.
+        return None  # Reading the weights raises the error.
     except ValidationError as error:
         raise PenjingError(
             f"{path}: its metadata {PREPROCESSING!r} is damaged ({': '.join(invalid(error))}); train "
@@ -114,7 +114,7 @@ def stored_preprocessing(path: str | Path) -> Preprocessing | None:
 
 
 def _read(path: Path) -> object:
-    """What ``path`` holds: tensors, and plain values around them."""
+    """Read the tensors in ``path``, with the plain values around them."""
     if not path.is_file():
         raise PenjingError(f"{path}: no such weights file.")
     if path.suffix == ".safetensors":
@@ -163,21 +163,21 @@ def _why_not_read(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """A state dict in a file: ``place`` are the keys that lead to it, empty at the top."""
+    """A state dict in a file; ``place`` holds the dotted keys that lead to it, empty at the top."""
 
     place: str
     state: State
 
     @property
     def rank(self) -> int:
-        """0 for averaged weights, 1 for those in a usual place, 2 for others."""
+        """Order of preference: 0 for averaged weights, 1 for those in a usual place, 2 for others."""
         if AVERAGED.search(self.place):
             return 0
         return 1 if not self.place or self.place.split(".")[-1] in CONTAINERS else 2
 
 
 def _found(content: object, place: str = "", depth: int = 0) -> Iterator[_Found]:
-    """The state dicts in ``content``: those in plain sight, those inside, those behind a prefix."""
+    """Yield the state dicts in ``content``: at its top, in nested dicts, and behind a prefix."""
     if not isinstance(content, Mapping) or depth > DEEPEST:
         return
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -200,7 +200,8 @@ def _joined(place: str, name: str) -> str:
 def _chosen(
     content: object, wanted: State, optional: Sequence[str], path: Path
 ) -> tuple[State, str]:
-    """The state dict in ``content`` that fits the model best, in the model's names, and its place."""
+    """Choose the state dict in ``content`` that fits the model best, in the model's names, and its
+    place."""
     found = [
         _Found(one.place, _without_ballast(_renamed(one.state, wanted), wanted, optional))
         for one in _found(content)
@@ -221,7 +222,7 @@ def _chosen(
         names = " and ".join(repr(place or "its top") for place in (first.place, *unclear))
         raise PenjingError(
             f"{path}: holds several sets of weights that fit the model alike, under {names}; write "
-            "the one you mean to a file of its own."
+            "the one to load to a file of its own."
         )
     # Averages of the parameters alone lack the norms' statistics.
     others += [
@@ -236,7 +237,7 @@ def _chosen(
 
 
 def _nearness(state: State, wanted: State) -> tuple[int, int]:
-    """How well ``state`` fits, higher is better; where nothing fits, the largest is meant."""
+    """Return how well ``state`` fits, higher is better; where nothing fits, its size."""
     fitting = sum(name in wanted and _fits(state[name], wanted[name]) for name in state)
     return fitting, -len(_misfit(state, wanted)) if fitting else len(state)
 
@@ -256,7 +257,7 @@ def _equal(one: State, other: State) -> bool:
 
 
 def _renamed(state: State, wanted: State) -> State:
-    """``state`` in the model's names, as far as taking prefixes away gives them."""
+    """Rename ``state`` to the model's names, as far as removing prefixes gives them."""
     given, known = list(state), set(wanted)
     best = {name: name for name in given}
     for names in _renamings(given, list(wanted)):
@@ -270,11 +271,11 @@ def _hits(names: dict[str, str], known: set[str]) -> int:
 
 
 def _renamings(given: list[str], wanted: list[str]) -> Iterator[dict[str, str]]:
-    """From names in the file to names in the model, nearest first.
+    """Yield maps from names in the file to names in the model, nearest first.
 
-    1. Names that torchvision has given up.
-    2. Wrappers off on both sides, wherever they stand: ``backbone._orig_mod.stem.weight``.
-    3. The first components that all names of one side share off too: ``net.stem.weight``.
+    1. Outdated names of torchvision are replaced.
+    2. Names of wrappers are removed on both sides: ``backbone._orig_mod.stem.weight``.
+    3. First components that all names of one side share are removed too: ``net.stem.weight``.
     """
     modern = [_modern(name) for name in given]
     theirs, ours = [_bare(name) for name in modern], [_bare(name) for name in wanted]
@@ -299,7 +300,7 @@ def _bare(name: str) -> str:
 
 
 def _shared(names: list[str]) -> int:
-    """How many first components all ``names`` have in common; the counters have no say."""
+    """Count the first components that all ``names`` share, except names of counters."""
     split = [name.split(".")[:-1] for name in names if not name.endswith(WITHOUT_EFFECT)]
     shared = 0
     for parts in zip(*split, strict=False):
@@ -314,7 +315,7 @@ def _cut(name: str, components: int) -> str:
 
 
 def _without_ballast(state: State, wanted: State, optional: Sequence[str]) -> State:
-    """``state`` without what the model need not have."""
+    """Remove the tensors that the model lacks and need not have."""
     return {
         name: value
         for name, value in state.items()
@@ -323,7 +324,7 @@ def _without_ballast(state: State, wanted: State, optional: Sequence[str]) -> St
 
 
 def _tensors_of(model: nn.Module) -> State:
-    """The parameters and buffers of ``model`` that a state dict has, as they lie in it."""
+    """Return the parameters and buffers of ``model`` that its state dict has, under all names."""
     lying: State = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -339,7 +340,7 @@ def _tensors_of(model: nn.Module) -> State:
 
 @dataclass(frozen=True)
 class _Misfit:
-    """Names of tensors that the file lacks, has beyond the model's, or has in another shape or kind."""
+    """Names of tensors that the file lacks, has in excess, or has in another shape or type."""
 
     missing: list[str]
     unexpected: list[str]
@@ -364,7 +365,7 @@ def _misfit(state: State, wanted: State) -> _Misfit:
 
 
 def _place(value: Tensor) -> tuple[object, ...]:
-    """Where ``value`` lies in memory: the same for a tensor that has two names."""
+    """Return the place of ``value`` in memory, which tells a tensor that has two names."""
     if value.numel() == 0:
         return (id(value),)
     return value.data_ptr(), value.shape, value.stride()
@@ -391,17 +392,17 @@ def _check_shared(state: State, wanted: State, source: str) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """The tensors of the last layer, and what is said of them."""
+    """Names of the last layer's tensors, and the sentence about them for the user."""
 
     names: list[str]
     sentence: str
 
 
 def _head(misfit: _Misfit, state: State, wanted: State, classes: int | None) -> _Head | None:
-    """What differs between file and model when it is the number of classes alone, now ``classes``.
+    """Find the last layer if file and model differ in the number of classes alone, now ``classes``.
 
-    These are tensors of one length along their first axis in the file, and of ``classes`` in the
-    model, alike along all other axes.
+    Its tensors have one length along their first axis in the file, and ``classes`` in the model, and
+    are alike along all other axes.
     """
     counts = _class_counts(misfit, state, wanted)
     if counts is None or counts[1] != classes:
@@ -415,7 +416,7 @@ def _head(misfit: _Misfit, state: State, wanted: State, classes: int | None) -> 
 
 
 def _class_counts(misfit: _Misfit, state: State, wanted: State) -> tuple[int, int] | None:
-    """Numbers of classes in file and model, when nothing else differs."""
+    """Return the numbers of classes in file and model, if nothing else differs."""
     if misfit.missing or misfit.unexpected or not misfit.reshaped:
         return None
     pairs = [(state[name], wanted[name]) for name in misfit.reshaped]
@@ -448,7 +449,7 @@ def _explanation(misfit: _Misfit, state: State, wanted: State) -> str:
 
 
 def _examples(misfit: _Misfit, state: State, wanted: State) -> str:
-    """Three names of the file beside three of the model, of those that the other lacks if any."""
+    """Write three names of the file and three of the model, preferring those that differ."""
     if not (misfit.missing or misfit.unexpected):
         return ""
     theirs, ours = misfit.unexpected or list(state), misfit.missing or list(wanted)

@@ -1,4 +1,4 @@
-"""What trainers put around a model: nothing that a file of it needs."""
+"""Wrappers that trainers put around a model, removed before compression."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from penjing.errors import PenjingError
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``.
+    """Return the module inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``.
 
     Raises:
         PenjingError: the model is TorchScript.

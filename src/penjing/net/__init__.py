@@ -1,1 +1,1 @@
-"""What penjing knows of a PyTorch net: layers, norms, channels that belong together, what runs show."""
+"""PyTorch nets: their layers, norms, coupled channels, costs, and statistics of calibration."""

@@ -1,4 +1,4 @@
-"""Which channels of a model belong together, and how to take them out.
+"""Find the channels of a model that can only be removed together, and remove them.
 
 Removing an output channel of a layer takes the same channel out of everything that is added to it,
 concatenated with it or reads it (Fang et al. 2023, arXiv:2301.12900). Torch-Pruning finds these
@@ -26,7 +26,7 @@ from penjing.net import layers
 from penjing.tasks.outputs import evaluating, same, tensors
 
 LARGEST_TRIAL = 0.3
-"""At most this share of a group's units is removed on trial."""
+"""Largest share of a group's units that is removed on trial."""
 
 Side = Literal["in", "out"]
 
@@ -47,14 +47,14 @@ class Slice:
 
 @dataclass
 class Group:
-    """``units`` things that can be removed one by one, each a set of channels that go together."""
+    """Coupled channels: ``units`` sets of channels; each set can be removed, but only as a whole."""
 
     units: int
     slices: list[Slice]
 
     @property
     def root(self) -> Slice:
-        """The slice of the layer that makes the channels."""
+        """Slice of the layer that computes the channels."""
         return self.slices[0]
 
     @property
@@ -62,13 +62,13 @@ class Group:
         return len(self.root.channels) // self.units
 
     def rounded(self, left: int, round_to: int) -> int:
-        """The fewest units, at least ``left``, with a multiple of ``round_to`` channels; all if there
-        are none."""
+        """Return the fewest units, at least ``left``, whose channels are a multiple of ``round_to``;
+        all units if there are none."""
         multiple = round_to // math.gcd(round_to, self.channels_per_unit)
         return min(math.ceil(left / multiple) * multiple, self.units)
 
     def removed(self, piece: Slice, units: Tensor) -> Tensor:
-        """Channels of ``piece`` that go with ``units`` (bool ``[self.units]``)."""
+        """Return the channels of ``piece``, int64, that go with ``units`` (bool ``[self.units]``)."""
         return piece.channels[units[piece.units]]
 
 
@@ -77,11 +77,14 @@ Removal = Sequence[tuple[Group, Tensor]]
 
 
 def groups(model: nn.Module, example: Tensor) -> list[Group]:
-    """The groups of channels of ``model`` that can be removed without changing anything else.
+    """Find the groups of channels of ``model`` that can be removed without other changes.
 
     A group is left out when its channels reach the output (the classifier), pass through a layer
-    that mixes them otherwise (layer norm, attention), or when a trial shows that cutting them is
-    not the same as silencing them (shortcuts padded with zeros, fixed channel counts in the code).
+    that mixes them otherwise (layer norm, attention), or when a trial shows that removing them
+    differs from zeroing them (shortcuts padded with zeros, fixed channel counts in the code).
+
+    Args:
+        example: one input, float32 ``[1, C, H, W]``, on the model's device.
     """
     plain = _plain_copy(model)
     found = _traced(plain, example)
@@ -89,7 +92,8 @@ def groups(model: nn.Module, example: Tensor) -> list[Group]:
 
 
 def silence(model: nn.Module, removal: Removal) -> None:
-    """Zero the weights that read the channels of ``removal``: what is left once they are cut."""
+    """Zero the weights that read the channels of ``removal``, in place: the net computes what it will
+    once they are removed."""
     for name, channels in reading(removal).items():
         layer = model.get_submodule(name)
         weight = layers.original(layer).detach()
@@ -97,7 +101,7 @@ def silence(model: nn.Module, removal: Removal) -> None:
 
 
 def reading(removal: Removal) -> dict[str, Tensor]:
-    """For each layer that reads channels of ``removal``: which of its inputs, int64."""
+    """Return the inputs, int64, of each layer that reads channels of ``removal``, by its name."""
     columns: dict[str, list[Tensor]] = {}
     for group, units in removal:
         for piece in group.slices:
@@ -107,8 +111,8 @@ def reading(removal: Removal) -> dict[str, Tensor]:
 
 
 def column_mask(layer: nn.Module, channels: Tensor) -> Tensor:
-    """0 at the weights of ``layer`` that read input ``channels``, else 1. It has the weight's dimensions
-    and broadcasts over it: large layers are not to be copied."""
+    """Return a mask of the weight of ``layer``: 0 where it reads input ``channels``, else 1. It has
+    the weight's number of axes and broadcasts over it, so that large layers are not copied."""
     weight = layers.original(layer)
     count = getattr(layer, "groups", 1)
     columns = weight.shape[1]
@@ -120,8 +124,8 @@ def column_mask(layer: nn.Module, channels: Tensor) -> Tensor:
 
 
 def by_channel(values: Tensor, piece: Slice, groups: int) -> Tensor:
-    """Sums, float64, of a weight's ``values`` over each channel on the side of ``piece``; ``groups`` are
-    those of the convolution."""
+    """Sum a weight's ``values`` over each channel on the side of ``piece``, float64; ``groups`` are
+    the convolution's."""
     values = values.double().cpu()
     if piece.side == "out":
         return values.flatten(1).sum(1)
@@ -130,13 +134,16 @@ def by_channel(values: Tensor, piece: Slice, groups: int) -> Tensor:
 
 
 def remove(model: nn.Module, removal: Removal) -> dict[str, tuple[int, int]]:
-    """Cut channels out of ``model``, in place.
+    """Remove channels from ``model``, in place.
 
-    Layers that have become ``Identity`` are passed over, and of a layer that has become a
-    ``Sequential`` the first part is cut at the input, the last at the output.
+    Layers that have become ``Identity`` are skipped; a layer that has become a ``Sequential`` loses
+    inputs of its first part and outputs of its last.
 
     Returns:
-        For each convolution and linear layer that lost outputs, their number before and after.
+        The number of outputs before and after of each convolution and linear layer that lost some.
+
+    Raises:
+        PenjingError: a technique has replaced a layer by one whose channels cannot be removed.
     """
     widths: dict[str, tuple[int, int]] = {}
     for (name, side), channels in _cuts(removal).items():
@@ -153,7 +160,7 @@ def remove(model: nn.Module, removal: Removal) -> dict[str, tuple[int, int]]:
 
 
 def entry(model: nn.Module, name: str) -> nn.Module:
-    """The layer that reads the input of ``name``: its first part when it has been factorized."""
+    """Return the layer that reads the input of ``name``: its first part once it is factorized."""
     layer = model.get_submodule(name)
     while isinstance(layer, nn.Sequential):
         layer = layer[0]
@@ -161,7 +168,7 @@ def entry(model: nn.Module, name: str) -> nn.Module:
 
 
 def leaving(model: nn.Module, name: str) -> nn.Module:
-    """The layer that makes the output of ``name``: its last part when it has been factorized."""
+    """Return the layer that makes the output of ``name``: its last part once it is factorized."""
     layer = model.get_submodule(name)
     while isinstance(layer, nn.Sequential):
         layer = layer[-1]
@@ -266,7 +273,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 
 
 def _traced(model: nn.Module, example: Tensor, prefix: str = "") -> list[Group]:
-    """The groups of ``model``, or where it cannot be followed as a whole, those of its children."""
+    """Trace the groups of ``model``; of its children if it cannot be traced as a whole."""
     try:
         return _followed(model, example, prefix)
     # The library raises whatever its index arithmetic runs into (channel shuffles, for example).
@@ -291,7 +298,7 @@ def _followed(model: nn.Module, example: Tensor, prefix: str) -> list[Group]:
 
 
 class _Index(NamedTuple):
-    """A channel, and the unit that it goes with, under the names that the library's mappings read."""
+    """A channel and its unit, under the names that the library's mappings read."""
 
     idx: int
     root_idx: int
@@ -299,18 +306,18 @@ class _Index(NamedTuple):
 
 @dataclass
 class _Coupled:
-    """What goes with the ``units`` outputs of a layer."""
+    """Channels that are coupled with the ``units`` outputs of a layer."""
 
     units: int
     places: dict[tuple[Any, Any], dict[int, int]]
-    """By node of the library's graph and how it is cut: the unit that each of its channels goes with."""
+    """Unit of each channel, by node of the library's graph and its pruning function."""
     ties: set[tuple[int, int]]
-    """Units that go with one channel."""
+    """Pairs of units that share a channel."""
 
 
 def _coupled(graph: Any) -> Iterator[_Coupled]:
-    """What goes with the outputs of each convolution and linear layer, whose outputs go with those of
-    no layer before."""
+    """Yield the channels coupled with the outputs of each convolution and linear layer, unless an
+    earlier layer's outputs are among them."""
     visited = set()
     compressible = [module for module in graph.module2node if isinstance(module, layers.Layer)]
     widest = max((max(_widths(layer)) for layer in compressible), default=0)
@@ -323,19 +330,19 @@ def _coupled(graph: Any) -> Iterator[_Coupled]:
 
 
 def _widths(layer: layers.Layer) -> tuple[int, int]:
-    """Input and output channels."""
+    """Return the numbers of input and output channels."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
 def _coupled_with(graph: Any, layer: nn.Module, widest: int) -> _Coupled | None:
-    """What goes with the outputs of ``layer``; nothing where the library cannot tell (grouped-query
-    attention), or misread how channels are arranged, so that one would have a higher number than the
-    ``widest`` layer has channels.
+    """Find the channels coupled with the outputs of ``layer``; None if the library cannot tell
+    (grouped-query attention), or misreads the order of channels, so that one would have a higher
+    number than the ``widest`` layer has channels.
 
-    ``get_pruning_group`` of the library follows all channels along all paths, of which attention that
-    splits and joins its heads has no end. Here each channel leaves each place once.
+    The library's ``get_pruning_group`` follows all channels along all paths, which never ends for
+    attention that splits and joins its heads. Here each channel leaves each place once.
     """
     pruner = graph.get_pruner_of_module(layer)
     place = graph.module2node[layer], pruner.prune_out_channels
@@ -364,7 +371,7 @@ def _coupled_with(graph: Any, layer: nn.Module, widest: int) -> _Coupled | None:
 
 
 def _mapped(edge: Any, indices: list[Any]) -> list[Any]:
-    """``indices`` of what an edge of the graph comes from, as those of what it goes to."""
+    """Map ``indices`` of the source of an edge of the graph to those of its target."""
     for mapping in edge.index_mapping:
         if mapping is not None:
             indices = mapping(indices)
@@ -372,7 +379,7 @@ def _mapped(edge: Any, indices: list[Any]) -> list[Any]:
 
 
 def _inputs_of_children(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """What the children that hold several layers and take one tensor are given."""
+    """Record the inputs of the children that hold several layers and take one tensor."""
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -418,8 +425,8 @@ def _can_be_cut(module: object) -> bool:
 def _tied(
     pieces: list[Slice], units: int, ties: Tensor, modules: dict[str, nn.Module]
 ) -> Group | None:
-    """One group of ``pieces``, in which the ``units`` of each of the ``ties`` (int64 ``[ties, 2]``) go
-    together; the convolution groups of a layer lose the same channels each."""
+    """Make one group of ``pieces``, in which the ``units`` of each of the ``ties`` (int64
+    ``[ties, 2]``) go together, and each convolution group of a layer loses the same channels."""
     tie = torch.arange(units)
     changed = True
     while changed:
@@ -453,7 +460,7 @@ def _merge(tie: Tensor, piece: Slice, layer: nn.Module) -> None:
 def _sound(
     model: nn.Module, example: Tensor, accepted: list[Group], found: list[Group]
 ) -> list[Group]:
-    """``accepted`` and those of ``found`` that can be cut with them, by halving the list."""
+    """Return ``accepted`` and those of ``found`` that can be removed with them, by bisection."""
     if not found or _is_exact(model, example, _on_trial(accepted + found)):
         return accepted + found
     if len(found) == 1:
@@ -464,8 +471,8 @@ def _sound(
 
 
 def _on_trial(found: list[Group]) -> Removal:
-    """Random units of each group; unlike shares, so that groups which must lose as many as one
-    another do not look independent."""
+    """Choose random units of each group, in different shares, so that groups which must lose equally
+    many do not look independent."""
     random = torch.Generator().manual_seed(0)
     removal = []
     for group in found:
@@ -478,13 +485,14 @@ def _on_trial(found: list[Group]) -> Removal:
 
 
 def is_exact(model: nn.Module, example: Tensor, removal: Removal) -> bool:
-    """Whether ``model`` without the channels gives what it gives when nothing reads them."""
+    """Whether the outputs of ``model`` on ``example`` are equal with the channels removed and with
+    the weights that read them zeroed."""
     return _is_exact(*_precise(_plain_copy(model), example), removal)
 
 
 def _precise(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
-    """Model and example in double precision, where a mix-up of channels stands out from rounding
-    even if an untrained net hardly reacts to it; as they are if the code insists on a type."""
+    """Convert model and example to double precision, where confused channels stand out from rounding
+    even if an untrained net hardly reacts to them; unchanged if the code insists on a type."""
     double = copy.deepcopy(model).double()
     try:
         outputs(double, example.double())
@@ -494,22 +502,22 @@ def _precise(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def _is_exact(model: nn.Module, example: Tensor, removal: Removal) -> bool:
-    silent, cut = _twin(model), _twin(model)
+    zeroed, cut = _twin(model), _twin(model)
     try:
-        silence(silent, removal)
+        silence(zeroed, removal)
         remove(cut, removal)
         with torch.no_grad():
-            return same(outputs(silent, example), outputs(cut, example))
+            return same(outputs(zeroed, example), outputs(cut, example))
     except (RuntimeError, ValueError, IndexError):
-        return False  # Shapes or indices that do not fit: the very thing the trial is for.
+        return False  # Shapes or indices that do not fit, which the trial is to find.
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with its very tensors: replace them, do not write into them."""
+    """Copy ``model`` but share its tensors: replace them, do not write into them."""
     return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    """All tensors that ``model`` returns, in evaluation mode."""
+    """Return all tensors of the output of ``model`` for ``example``, in evaluation mode."""
     with evaluating(model):
         return tensors(model(example))

@@ -1,8 +1,8 @@
-"""Channels that no longer do anything: training and rounding leave some without weights.
+"""Remove dead channels, which training and rounding leave without weights.
 
-A channel that nothing reads, or that is zero whatever the image, can be cut without changing the
+A channel that nothing reads, or that is zero for every image, can be removed without changing the
 output: the file loses its bias and scale, and the device the time for it. Kernels take channels in
-blocks, so some idle ones stay to fill the last: 62 channels take longer than 64.
+blocks, so some dead ones stay to fill the last: 62 channels take longer than 64.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from penjing.net.observation import hooked
 from penjing.tasks import outputs
 
 ROUND_TO = 8
-"""Channels of a block, of AVX2's and of many integer kernels."""
+"""Number of channels in a block of AVX2's and of many integer kernels."""
 
 
-def cut_idle(
+def cut_dead(
     model: nn.Module, example: Tensor, round_to: int = ROUND_TO
 ) -> dict[str, tuple[int, int]]:
-    """Cut idle channels out of ``model``, in place; the numbers that stay are multiples of ``round_to``
-    or what they were, and at least 1.
+    """Remove dead channels from ``model``, in place; each layer keeps a multiple of ``round_to``
+    channels, at least 1, or all.
 
-    ``example`` is one input, float32 ``[N, ...]``. Returns, for each convolution and linear layer that
-    lost outputs, their number before and after.
+    ``example`` is one input, float32 ``[N, ...]``. Returns the number of outputs before and after of
+    each convolution and linear layer that lost some.
     """
     cut: dict[str, tuple[int, int]] = {}
-    # What fed a channel that is gone may now be idle too.
-    while removal := _idle(model, example, round_to):
+    # Channels that only fed removed ones may now be dead too.
+    while removal := _dead(model, example, round_to):
         expected = channels.outputs(model, example)
         trial = copy.deepcopy(model)
         widths = channels.remove(trial, removal)
@@ -45,27 +45,27 @@ def cut_idle(
     return cut
 
 
-def silent(model: nn.Module, groups: list[Group]) -> Removal:
-    """The units of ``groups`` that no weight makes: they are the same whatever the image."""
+def constant(model: nn.Module, groups: list[Group]) -> Removal:
+    """Find the units of ``groups`` that no weight computes, so that every image gives them alike."""
     with torch.no_grad():
         return [(group, _without_weights(model, group, _makers(model, group))) for group in groups]
 
 
-def quiet(model: nn.Module, groups: list[Group]) -> None:
-    """Zero the biases of the ``silent`` channels of ``groups``, and what norms take from them."""
-    for group, units in silent(model, groups):
+def zero_constant(model: nn.Module, groups: list[Group]) -> None:
+    """Zero the biases of the ``constant`` channels of ``groups``, and the means of their norms."""
+    for group, units in constant(model, groups):
         for piece in group.slices:
             if piece.side == "out":
-                _quiet(channels.leaving(model, piece.layer), group.removed(piece, units))
+                _zero(channels.leaving(model, piece.layer), group.removed(piece, units))
 
 
-def _idle(model: nn.Module, example: Tensor, round_to: int) -> Removal:
+def _dead(model: nn.Module, example: Tensor, round_to: int) -> Removal:
     if not any(_has_empty(layer) for layer in layers.compressible(model).values()):
         return []  # finding the groups takes seconds
     groups = channels.groups(model, example)
     zero = _zero_inputs(model, groups, example)
     removal = []
-    for group, made_by_none in silent(model, groups):
+    for group, made_by_none in constant(model, groups):
         readers = [piece for piece in group.slices if piece.side == "in"]
         read_by_none = _without_weights(model, group, readers)
         units = read_by_none | (made_by_none & _everywhere(group, readers, zero))
@@ -79,7 +79,7 @@ def _idle(model: nn.Module, example: Tensor, round_to: int) -> Removal:
 
 
 def _has_empty(layer: layers.Layer) -> bool:
-    """Whether an output or an input of ``layer`` has no weights."""
+    """Whether any output or input of ``layer`` has no weights but zeros."""
     used = (layer.weight.detach() != 0).reshape(*layer.weight.shape[:2], -1).any(2)
     return not bool(used.any(0).all() and used.any(1).all())
 
@@ -93,7 +93,8 @@ def _makers(model: nn.Module, group: Group) -> list[Slice]:
 
 
 def _without_weights(model: nn.Module, group: Group, pieces: list[Slice]) -> Tensor:
-    """The units without a weight in any of ``pieces``, bool ``[units]``; none if there are no pieces."""
+    """Mark the units whose weights in all ``pieces`` are zero, bool ``[units]``; none without
+    pieces."""
     units = torch.full((group.units,), bool(pieces))
     for piece in pieces:
         end = channels.leaving if piece.side == "out" else channels.entry
@@ -104,7 +105,7 @@ def _without_weights(model: nn.Module, group: Group, pieces: list[Slice]) -> Ten
 
 
 def _everywhere(group: Group, readers: list[Slice], zero: dict[str, Tensor]) -> Tensor:
-    """The units that are ``zero`` wherever they are read, bool ``[units]``."""
+    """Mark the units that are ``zero`` wherever they are read, bool ``[units]``."""
     units = torch.ones(group.units, dtype=torch.bool)
     for piece in readers:
         if piece.layer not in zero:
@@ -114,7 +115,7 @@ def _everywhere(group: Group, readers: list[Slice], zero: dict[str, Tensor]) -> 
 
 
 def _zero_inputs(model: nn.Module, groups: list[Group], example: Tensor) -> dict[str, Tensor]:
-    """For each layer that reads channels of ``groups``: which are zero on ``example``, bool."""
+    """Mark the inputs that are zero on ``example``, bool, of each layer that reads ``groups``."""
     readers = {p.layer for group in groups for p in group.slices if p.side == "in"}
     zero: dict[str, Tensor] = {}
 
@@ -128,7 +129,7 @@ def _zero_inputs(model: nn.Module, groups: list[Group], example: Tensor) -> dict
     return zero
 
 
-def _quiet(layer: nn.Module, gone: Tensor) -> None:
+def _zero(layer: nn.Module, gone: Tensor) -> None:
     with torch.no_grad():
         if getattr(layer, "bias", None) is not None:
             layers.original(layer, "bias")[gone] = 0

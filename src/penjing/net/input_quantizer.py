@@ -1,4 +1,4 @@
-"""A layer's input on an integer grid: a quantizer whose scale can learn, and the hook that runs it."""
+"""Quantize a layer's input: a quantizer whose scale can learn, and the hook that runs it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 SMALLEST_SCALE = 1e-12
 SMALLEST_INPUT_SCALE = 1e-8
-"""For inputs that are always zero. Integer kernels refuse very unequal scales."""
+"""Scale of an input that is always zero; integer kernels reject very unequal scales."""
 
 
 class InputQuantizer(nn.Module):
-    """Puts a layer's input on ``scale * (integer - zero_point)`` with unsigned ``bits``-bit integers.
+    """Round a layer's input to ``scale * (integer - zero_point)`` with unsigned integers of ``bits``
+    bits.
 
-    ``scale`` and ``zero_point`` are scalars; 0.0 is always on the grid. The scale learns until
-    ``freeze``.
+    ``scale`` and ``zero_point`` are scalars; 0.0 is always represented exactly. The scale learns
+    until ``freeze``.
+
+    Args:
+        low, high: range of the input.
     """
 
     def __init__(self, low: float, high: float, bits: int) -> None:
@@ -47,13 +51,13 @@ class InputQuantizer(nn.Module):
 
 
 def put_on(layer: nn.Module, quantizer: InputQuantizer) -> None:
-    """Let ``quantizer`` run on the input of ``layer``, by position or by keyword, from now on."""
+    """Attach ``quantizer`` to the input of ``layer``, given by position or by keyword."""
     layer.input_quantizer = quantizer
     layer.register_forward_pre_hook(_quantize_input, with_kwargs=True)
 
 
 def take_off(layer: nn.Module) -> None:
-    """Undo ``put_on``; nothing happens where there is no quantizer."""
+    """Remove the quantizer from the input of ``layer``, if there is one."""
     if hasattr(layer, "input_quantizer"):
         del layer.input_quantizer
     hooks = layer._forward_pre_hooks
@@ -85,7 +89,7 @@ class Round(torch.autograd.Function):
 
 
 class ScaledGradient(torch.autograd.Function):
-    """Nothing but a gradient that is multiplied by ``gain`` on its way back."""
+    """Identity whose gradient is multiplied by ``gain``."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gain: float) -> Tensor:

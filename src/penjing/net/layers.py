@@ -1,9 +1,9 @@
-"""What penjing knows about a layer: its weights, how they are stored, what feeds them.
+"""Layers: their weights, weight formats and parametrizations.
 
-A compressed model stays a plain ``nn.Module``. What a plain layer cannot say about itself is kept in
-three attributes of the layer: ``weight_format`` (on which grid its weights lie), ``input_quantizer``
-(a child module that puts its input on a grid, called by a forward pre-hook) and ``sparse`` (its zero
-weights are to stay zero in later training).
+A compressed model stays a plain ``nn.Module``. Its layers have three attributes beside PyTorch's:
+``weight_format`` (integers with scales, or a codebook), ``input_quantizer`` (a child module that
+quantizes its input, called by a forward pre-hook) and ``sparse`` (zero weights stay zero in later
+training).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ WeightFormat = IntegerWeights | CodebookWeights
 
 
 def compressible(model: nn.Module) -> dict[str, Layer]:
-    """The convolutional and fully connected layers of ``model`` by dotted name, in definition order."""
+    """Find the convolutional and fully connected layers of ``model`` by dotted name, in definition
+    order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
 
 
@@ -57,21 +58,21 @@ def check_finite(found: dict[str, Layer]) -> None:
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether each output channel of the convolution reads its own input channel alone."""
+    """Whether ``layer`` is a convolution whose output channels each read one input channel."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return False
     return 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 def is_sparse(layer: Layer) -> bool:
-    """Whether zeros of ``layer`` are meant: it is marked ``sparse``, or a parametrization on its weights
-    gives zeros."""
+    """Whether the zero weights of ``layer`` must stay zero: it is marked ``sparse``, or a
+    parametrization makes zeros."""
     masked = parametrize.is_parametrized(layer, "weight") and bool((layer.weight == 0).any())
     return masked or getattr(layer, "sparse", False)
 
 
 def original(module: nn.Module, name: str = "weight") -> Tensor:
-    """The trainable tensor behind ``module.name``: below all parametrizations, if it has any."""
+    """Return the trainable tensor behind ``module.name``: below all parametrizations, if any."""
     if parametrize.is_parametrized(module, name):
         return cast(Tensor, cast(Any, module).parametrizations[name].original)
     return getattr(module, name)
@@ -89,8 +90,8 @@ def set_original(module: nn.Module, name: str, value: Tensor) -> None:
 def fold(module: nn.Module, kind: type[nn.Module], name: str = "weight") -> bool:
     """Make permanent the first parametrization of type ``kind`` on ``module.name`` and all before it.
 
-    Those registered after it stay on. Returns whether there was one: False means that a technique
-    attached later has already folded it.
+    Parametrizations registered after it stay. Returns whether there was one: False means that a
+    technique attached later has already folded it.
     """
     if not parametrize.is_parametrized(module, name):
         return False
@@ -114,10 +115,9 @@ def fold(module: nn.Module, kind: type[nn.Module], name: str = "weight") -> bool
 
 
 def unparametrize(module: nn.Module) -> None:
-    """Make all parametrizations of ``module`` permanent.
+    """Make all parametrizations of ``module`` permanent, in place.
 
-    Not by PyTorch's own function: it takes the property off the class, which deep copies of the
-    module share.
+    PyTorch's own function would remove the property from the class, which deep copies share.
     """
     if not parametrize.is_parametrized(module):
         return
@@ -130,9 +130,9 @@ def unparametrize(module: nn.Module) -> None:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy on which other tensors can be parametrized than on ``model``.
+    """Return a deep copy of ``model`` whose tensors can be parametrized independently.
 
-    A copy of PyTorch's own shares the classes that parametrizations make, and so their properties.
+    ``copy.deepcopy`` alone shares the classes that parametrizations make, and so their properties.
     """
     twin = copy.deepcopy(model)
     for module in twin.modules():

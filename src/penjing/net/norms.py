@@ -1,9 +1,9 @@
 """Fold batch norms into the layers whose output they alone read.
 
 Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
-inference" (arXiv:1712.05877), section 3.2, for a network as it is deployed. Who reads what is taken
-from the operators that a run of the model executes: a norm folds only where nothing else reads the
-layer's output, not even an activation in place or the caller.
+inference" (arXiv:1712.05877), section 3.2, for a network as it is deployed. Readers of an output are
+found among the operators that a run of the model executes: a norm folds only where nothing else reads
+the layer's output, not even an activation in place or the caller.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from penjing.tasks.outputs import evaluating
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d)
 STOCK = (_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
-"""Others do more than to normalize."""
+"""Forward methods that only normalize."""
 TRIALS = 2
-"""Images of noise on which a folded net is compared, beside the example."""
+"""Number of images of noise on which a folded net is compared, beside the example."""
 
 
 def fold_batch_norm(model: nn.Module, example: Tensor) -> list[str]:
@@ -54,7 +54,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> list[str]:
 
 
 def foldable(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Names of (layer, norm) where the norm is all that reads the layer's output, in running order."""
+    """Find the pairs of names (layer, norm) in which only the norm reads the layer's output, in
+    running order."""
     trace = _Trace(model)
     returned = trace.run(example)
     calls = Counter(name for name, _ in trace.made) + Counter(norm for norm, _ in trace.normed)
@@ -70,14 +71,15 @@ def foldable(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
 
 class _Trace(TorchDispatchMode):
-    """Which module reads the output of which layer, operator by operator."""
+    """Record the modules that read the output of each layer, operator by operator."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.made: list[tuple[str, int]] = []
         self.normed: list[tuple[str, int]] = []
-        """Layers and norms with the storage that they wrote or read, at every call."""
+        """Name of each norm and the storage that it read, at every call; ``made`` likewise for layers
+        and the storage that they wrote."""
         self.maker: dict[int, str] = {}
         self.readers: dict[int, set[str]] = {}
         self._inside = ""
@@ -85,7 +87,7 @@ class _Trace(TorchDispatchMode):
         self._kept: list[Tensor] = []
 
     def run(self, example: Tensor) -> set[int]:
-        """Run the model; returns the storages of what it gives."""
+        """Run the model; returns the storages of its outputs."""
         with ExitStack() as stack:
             for name, layer in layers.compressible(self.model).items():
                 stack.enter_context(layer.register_forward_hook(self._after_layer(name)))
@@ -134,7 +136,7 @@ class _Trace(TorchDispatchMode):
 
 
 def _is_view(func: Any) -> bool:
-    """Whether the operator only gives another view of a tensor."""
+    """Whether the operator only returns a view of a tensor."""
     results = [r.alias_info for r in func._schema.returns if r.alias_info is not None]
     return bool(results) and not any(alias.is_write for alias in results)
 
@@ -144,7 +146,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _tied(model: nn.Module) -> set[str]:
-    """Layers that share a parameter with another module."""
+    """Find the layers that share a parameter with another module."""
     owners: Counter[int] = Counter()
     for module in model.modules():
         owners.update(id(parameter) for parameter in module.parameters(recurse=False))
@@ -156,7 +158,7 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 def _fits(model: nn.Module, layer: str, norm: str) -> bool:
-    """Whether the norm is no more than that, with statistics, one for each output of the layer."""
+    """Whether the norm only normalizes, with running statistics of each output of the layer."""
     module = model.get_submodule(norm)
     mean = module.running_mean
     if type(module).forward not in STOCK:
@@ -179,7 +181,7 @@ def _outputs(model: nn.Module, images: list[Tensor]) -> list[Tensor]:
 def _folds(
     model: nn.Module, layer: str, norm: str, images: list[Tensor], expected: list[Tensor]
 ) -> bool:
-    """Fold one pair if that leaves the outputs as they were."""
+    """Fold one pair if the outputs stay as they were."""
     restore = _fold(model, layer, norm)
     if outputs.same(expected, _outputs(model, images)):
         return True
@@ -188,7 +190,7 @@ def _folds(
 
 
 def _fold(model: nn.Module, layer_name: str, norm_name: str) -> Callable[[], None]:
-    """Fold the norm into the layer; the result puts both back."""
+    """Fold the norm into the layer; returns a function that restores both."""
     layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
     weight, bias = original(layer).detach().clone(), layer.bias
 

@@ -1,4 +1,4 @@
-"""What calibration images show of every layer: the range of its input, and its second moments."""
+"""Statistics of every layer on calibration images: the range and second moments of its input."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from penjing.tasks.outputs import evaluating as evaluating
 Observer = Literal["minmax", "percentile", "mse"]
 
 SAMPLES = 1 << 18
-"""Values kept of a layer's inputs, or twice as many; the largest and smallest are counted over all."""
+"""Number of values kept of a layer's inputs, up to twice as many; the range is over all values."""
 ROWS = 8192
-"""Patches that a layer's second moments are taken of."""
+"""Number of patches from which a layer's second moments are computed."""
 
 
 @dataclass
 class LayerStatistics:
-    """One layer's inputs and outputs over the calibration images.
+    """Statistics of one layer's inputs and outputs over the calibration images.
 
     ``moments`` is the sum of outer products of the input patches, float32 ``[groups, K, K]`` (see
     ``patches.rows``), or None when not asked for; ``output_means`` and ``output_deviations`` are
@@ -43,8 +43,8 @@ class LayerStatistics:
     calls: int = 0
 
     def range(self, observer: Observer, bits: int) -> tuple[float, float]:
-        """The range for the layer's input: all of it, all but 1 in 10,000 values at either end, or
-        the one whose grid has the least squared error."""
+        """Return the range to quantize the layer's input in: of all values (``minmax``), without 1 in
+        10,000 at either end (``percentile``), or of the least squared error (``mse``)."""
         if observer == "minmax":
             return self.low, self.high
         samples = torch.cat(self.samples)
@@ -61,8 +61,8 @@ def collect(
     *,
     moments: bool,
 ) -> dict[str, LayerStatistics]:
-    """Run ``batches`` (float32 ``[N, C, H, W]``) through ``model``; statistics of the layers that
-    ran, in the order in which they did.
+    """Run ``batches`` (float32 ``[N, C, H, W]``) through ``model``, and return statistics of the
+    layers that ran, in that order.
 
     Raises ``PenjingError`` when a layer's input holds NaN or infinity.
     """
@@ -85,7 +85,8 @@ def collect(
 
 
 def channel_statistics(layer: Layer, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every output channel of ``layer``, float ``[out]`` each."""
+    """Return the mean and the standard deviation of every channel of the ``output`` of ``layer``,
+    float ``[out]`` each."""
     channels = channel_axis(layer, output)
     others = [axis for axis in range(output.dim()) if axis != channels]
     deviations, means = torch.std_mean(output, others, correction=0)
@@ -93,21 +94,21 @@ def channel_statistics(layer: Layer, output: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_axis(layer: Layer, output: Tensor) -> int:
-    """Which axis of the ``output`` of ``layer`` counts its channels."""
+    """Return the channel axis of the ``output`` of ``layer``."""
     return output.dim() - 1 if isinstance(layer, nn.Linear) else 1
 
 
 def per_channel(layer: Layer, values: Tensor, output: Tensor) -> Tensor:
-    """``values`` ``[out]`` in a shape that broadcasts over the ``output`` of ``layer``."""
+    """Reshape ``values`` ``[out]`` to broadcast over the ``output`` of ``layer``."""
     return values.reshape(-1, *[1] * (output.dim() - 1 - channel_axis(layer, output)))
 
 
 @contextmanager
 def hooked(layers: Mapping[str, nn.Module], watch: Callable) -> Iterator[None]:
-    """Call ``watch(name, layer, inputs, output)`` after each layer; what it returns, if anything, is
-    used in the place of the output. ``inputs`` are those by position, then those by keyword.
+    """Call ``watch(name, layer, inputs, output)`` after each layer until the block ends; if it returns
+    a value, that replaces the output. ``inputs`` are those by position, then those by keyword.
 
-    Calls with no images in them, and those whose first input or output is no tensor, are passed over.
+    Calls without images, and those whose first input or output is no tensor, are skipped.
     """
 
     def hook(name: str) -> Callable:

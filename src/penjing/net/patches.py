@@ -1,4 +1,4 @@
-"""A layer as one matrix product for each group: its weight as a matrix, its input as rows."""
+"""View a layer as one matrix product for each group: its weight as a matrix, its input as rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from penjing.container import contexts
 from penjing.net.layers import Layer
 
 MAX_COLUMNS = 4608
-"""Wider layers are cut into independent pieces: their moments would not fit into memory."""
+"""Largest number of columns; wider layers are split into independent pieces, because their moments
+would not fit into memory."""
 PATCHES_AN_IMAGE = 128
 
 
 def matrix(layer: Layer, weight: Tensor) -> Tensor:
-    """``weight`` of ``layer`` as ``[groups, outputs of a group, K]``.
+    """Reshape the ``weight`` of ``layer`` to ``[groups, outputs of a group, K]``.
 
-    The groups are those of a grouped convolution, or pieces of a very wide layer's columns, which
-    then all have all outputs.
+    The groups are those of a grouped convolution, or pieces of a very wide layer's columns, each of
+    which has all outputs.
     """
     groups, pieces = _groups(layer), _pieces(layer)
     flat = weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -31,15 +32,15 @@ def matrix(layer: Layer, weight: Tensor) -> Tensor:
 
 
 def from_matrix(layer: Layer, matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of ``matrix``."""
+    """Reshape ``matrix`` ``[groups, outputs of a group, K]`` back to the weight's ``shape``."""
     if _pieces(layer) > 1:
         matrix = matrix.transpose(0, 1)
     return matrix.reshape(shape)
 
 
 def coding_order(layer: Layer) -> Tensor | None:
-    """The columns of ``matrix``, int64 ``[K]``, in the order in which the container codes a row of the
-    weight; None where its rows are not rows of the weight."""
+    """Return the columns of ``matrix``, int64 ``[K]``, in the order in which the container codes a row
+    of the weight; None where its rows are not rows of the weight."""
     rows, channels, *kernel = layer.weight.shape
     if rows == 1 or _pieces(layer) > 1:
         return None
@@ -47,10 +48,10 @@ def coding_order(layer: Layer) -> Tensor | None:
 
 
 def rows(layer: Layer, x: Tensor, count: int) -> Tensor:
-    """About ``count`` of the input vectors that ``layer`` multiplies its weight by.
+    """Sample about ``count`` of the input vectors that ``layer`` multiplies its weight by.
 
-    Float ``[groups, rows, K]`` with the groups and K of ``matrix``; fewer rows if ``x`` (the input
-    of ``layer``) has fewer. The choice is the same at every call.
+    Returns float ``[groups, rows, K]`` with the groups and K of ``matrix``; fewer rows if ``x`` (the
+    input of ``layer``) has fewer. The choice is the same at every call.
     """
     vectors = (
         _linear_rows(x, count) if isinstance(layer, nn.Linear) else _conv_rows(layer, x, count)
@@ -65,7 +66,7 @@ def _groups(layer: Layer) -> int:
 
 
 def _pieces(layer: Layer) -> int:
-    """The fewest equal pieces of at most MAX_COLUMNS columns."""
+    """Return the least number of equal pieces of at most MAX_COLUMNS columns."""
     columns = layer.weight[0].numel()
     if _groups(layer) > 1 or columns <= MAX_COLUMNS:
         return 1
@@ -78,8 +79,8 @@ def _linear_rows(x: Tensor, count: int) -> Tensor:
 
 
 def _conv_rows(layer: nn.Conv1d | nn.Conv2d, x: Tensor, count: int) -> Tensor:
-    """Patches ``[rows, C * kernel]``: equally many of the first images, and where these have too few,
-    all of the next ones."""
+    """Sample patches ``[rows, C * kernel]``: equally many of the first images, and if these have too
+    few, all of the next ones."""
     images = min(len(x), -(-count // PATCHES_AN_IMAGE))
     used = _padded(layer, x[:images].detach())
     available = math.prod(_positions(layer, used))
@@ -96,15 +97,15 @@ def _conv_rows(layer: nn.Conv1d | nn.Conv2d, x: Tensor, count: int) -> Tensor:
 
 
 def _positions(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[int]:
-    """How often the kernel fits on the padded ``x`` along each axis."""
+    """Count the positions of the kernel on the padded ``x`` along each axis."""
     axes = zip(x.shape[2:], layer.kernel_size, layer.dilation, layer.stride, strict=True)
     return [max((size - dil * (k - 1) - 1) // stride + 1, 0) for size, k, dil, stride in axes]
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor, chosen: Tensor) -> Tensor:
-    """Patches of the padded ``x`` ``[N, C, ...]`` at the positions ``chosen`` (int64, counted row by
-    row) ``[N * len(chosen), C * kernel]``. Only these are copied: all patches of a map are many times
-    its size."""
+    """Copy the patches of the padded ``x`` ``[N, C, ...]`` at the positions ``chosen`` (int64, counted
+    row by row): ``[N * len(chosen), C * kernel]``. All patches of a map would be many times its
+    size."""
     places = torch.unravel_index(chosen, _positions(layer, x))
     offsets = [torch.arange(k, device=x.device) for k in layer.kernel_size]
     at: list[Any] = [slice(None), slice(None)]

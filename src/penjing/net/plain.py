@@ -1,9 +1,9 @@
-"""A user's net as techniques need it: one input, layers that own their weights, plain norms.
+"""Convert a user's net to the form techniques need: one input, layers with stored weights, plain norms.
 
 Nets come wrapped (``DataParallel``, ``torch.compile``), with weights that are made of other tensors at
 every run (weight norm, masks, standardization), with norms that hold their activation, and with
-branches that are meant to be merged before deployment. None of it changes what the net computes.
-Each step here is taken only where the outputs stay what they were.
+branches to be merged before deployment. None of it changes what the net computes. Each step here is
+taken only where the outputs stay what they were.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ from penjing.tasks import outputs
 from penjing.tasks.task import misfit
 
 STOCK_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""By the number of axes of their input."""
+"""PyTorch's batch norms by the number of axes of their input."""
 STOCK_LAYERS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward)
 MERGES = ("reparameterize", "switch_to_deploy")
-"""Methods by which nets such as RepVGG (Ding et al. 2021, arXiv:2101.03697) merge their branches."""
+"""Names of methods by which nets such as RepVGG (Ding et al. 2021, arXiv:2101.03697) merge their
+branches."""
 
 
 def plain(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of ``model`` in evaluation mode, with the same outputs, that techniques can work on.
+    """Return a copy of ``model`` in evaluation mode, with equal outputs, that techniques can work on.
 
-    Wrappers are taken off, parametrizations and masks made permanent (masked layers are marked
+    Wrappers are removed, parametrizations and masks made permanent (masked layers are marked
     ``sparse``), branches merged where modules offer it, norms with an activation split in two,
     ``SyncBatchNorm`` made ordinary, and weights that a layer computes at every run stored.
 
     Args:
-        model: on any device; it is left as it is.
+        model: the user's net on any device; it is not changed.
         example: one input, float32 ``[1, ...]``, on the model's device.
 
     Raises:
@@ -84,7 +85,7 @@ def _check_numbers(model: nn.Module, example: Tensor) -> None:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of modules that hold a result of autograd, as old weight norm does."""
+    """Make a deep copy, even of modules that hold a result of autograd, as old weight norm does."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in tree_leaves(vars(module)):
@@ -111,7 +112,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _bare(model: nn.Module, example: Tensor) -> nn.Module:
-    """``model`` without a ``forward(*inputs)`` around it: the exporter needs to know the inputs."""
+    """Remove a ``forward(*inputs)`` around ``model``: the exporter needs the number of inputs."""
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds[:1]:
         return model
@@ -122,7 +123,7 @@ def _bare(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 class OneInput(nn.Module):
-    """``module`` with an input that has a name; ``forward`` takes and gives what ``module`` does."""
+    """Wrapper of ``module`` with one named input and the module's output."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class OneInput(nn.Module):
 
 
 def _bake(module: nn.Module) -> None:
-    """Make what computes the weights of ``module`` permanent: parametrizations, norms, masks."""
+    """Store the weights that parametrizations, weight norms or masks of ``module`` compute."""
     layers.unparametrize(module)
     removals: dict[type, Callable[[nn.Module, str], object]] = {
         WeightNorm: remove_weight_norm,
@@ -156,13 +157,13 @@ def _remove_mask(module: nn.Module, name: str) -> None:
 def _unless_changed(
     model: nn.Module, example: Tensor, step: Callable[[nn.Module, Tensor], bool]
 ) -> nn.Module:
-    """``model`` after ``step``, which says whether it did anything; as it was if outputs changed."""
+    """Apply ``step``, which returns whether it changed anything; return ``model`` if outputs differ."""
     expected = _outputs(model, example)
     trial = layers.copied(model)
     try:
         changed = step(trial, example)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
-        return model  # A foreign method failed on this net; what it offered is not needed.
+        return model  # A foreign method failed on this net; the step is optional.
     return trial if changed and _same(expected, trial, example) else model
 
 
@@ -184,7 +185,7 @@ def _needs_arguments(method: Callable) -> bool:
 
 
 def _split_norms(model: nn.Module, example: Tensor) -> bool:
-    """Norms of a foreign class become a stock norm, followed by what else their ``forward`` does."""
+    """Split norms of a foreign class into a stock norm and the rest of their ``forward``."""
     foreign = {
         name: module
         for name, module in model.named_modules()
@@ -205,7 +206,7 @@ def _split_norms(model: nn.Module, example: Tensor) -> bool:
 
 
 def _split(norm: _BatchNorm, axes: int) -> nn.Module | None:
-    """A stock norm and the rest of ``norm``, or None where its ``forward`` cannot be followed."""
+    """Split ``norm`` into a stock norm and the rest; None where its ``forward`` cannot be traced."""
     stock = _stock(norm, axes)
     if type(norm).forward in (nn.SyncBatchNorm.forward, _BatchNorm.forward):
         return stock
@@ -232,8 +233,8 @@ def _stock(norm: _BatchNorm, axes: int) -> nn.Module:
 
 
 def _rest(traced: GraphModule) -> list[nn.Module] | None:
-    """The modules after the one ``F.batch_norm`` of ``traced``; None where it does not read the input
-    itself, or is not alone."""
+    """Find the modules after the one ``F.batch_norm`` of ``traced``; None if it does not read the
+    input itself, or is not alone."""
     graph = traced.graph
     source = next(node for node in graph.nodes if node.op == "placeholder")
     found = [node for node in graph.nodes if node.target in (F.batch_norm, torch.batch_norm)]
@@ -263,7 +264,7 @@ def _chain(traced: GraphModule, source: Node) -> list[nn.Module]:
 
 @dataclass
 class _Call:
-    """What a layer's ``forward`` handed to PyTorch's convolution or matrix product."""
+    """Arguments of one call of PyTorch's convolution or matrix product by a layer's ``forward``."""
 
     function: Callable
     input: Tensor
@@ -273,7 +274,7 @@ class _Call:
 
 
 class _Calls(TorchFunctionMode):
-    """Keeps what the layer under way hands to PyTorch."""
+    """Record the calls of PyTorch's convolution and matrix product."""
 
     _NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     _KINDS = (F.conv1d, F.conv2d, F.linear)
@@ -291,7 +292,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _store_weights(model: nn.Module, example: Tensor) -> bool:
-    """Layers whose ``forward`` makes the weight of ``self.weight`` get that weight, once for all, as
+    """Store the weight of layers whose ``forward`` computes it of ``self.weight`` at every run, as
     weight standardization (Qiao et al. 2019, arXiv:1903.10520) does."""
     foreign = {
         name: layer
@@ -315,7 +316,7 @@ def _store_weights(model: nn.Module, example: Tensor) -> bool:
 
 
 def _plain_layer(layer: layers.Layer, x: Tensor, calls: list[_Call]) -> nn.Module | None:
-    """The layer that computes with the one weight of ``calls``; None if that is ``layer``'s own."""
+    """Make a plain layer with the one weight of ``calls``; None if that is ``layer``'s own."""
     if len(calls) != 1 or calls[0].weight.data_ptr() == layer.weight.data_ptr():
         return None
     call = calls[0]
@@ -344,7 +345,8 @@ def _built(call: _Call) -> nn.Module:
 
 
 def _pads(x: Tensor, padded: Tensor) -> tuple[int, int, int, int] | None:
-    """By how many zeros (left, right, top, bottom) ``padded`` is larger than ``x``, if that is all."""
+    """Return the zeros (left, right, top, bottom) around ``x`` in ``padded``; None if they differ in
+    more."""
     if x.dim() != 4 or padded.dim() != 4:
         return None
     height, width = (a - b for a, b in zip(padded.shape[2:], x.shape[2:], strict=True))

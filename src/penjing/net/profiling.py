@@ -1,4 +1,4 @@
-"""What a model costs, counted without running it: parameters, MACs, bytes, layer by layer."""
+"""Count a model's parameters, MACs and bytes, layer by layer, without computing its outputs."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ FLOPS = {
         aten._scaled_dot_product_flash_attention
     ],
 }
-"""Formulas of floating point operations, two a multiply-accumulate, by operator."""
+"""Functions that count floating point operations, two a multiply-accumulate, by operator."""
 
 
 @dataclass
 class LayerProfile:
-    """One layer: a module without children, or one that owns parameters or multiplies itself."""
+    """Costs of one layer: a module without children, or one that owns parameters or multiplies."""
 
     name: str
     kind: Kind
     shape: list[int]
-    """Of its (last) output for one image."""
+    """Shape of the layer's (last) output for one image."""
     params: int
     macs: int
     weight_bytes: int
     activation_bytes: int
-    """Of its output for one image, over all its calls."""
+    """Bytes of the layer's outputs for one image, over all its calls."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Profile:
     ``macs`` counts the multiply-accumulates of convolutions and matrix products (attention's too).
     ``params`` counts a shared parameter once, at the first layer that has it. ``weight_bytes`` are
     those of the parameters in their ``weight_format`` where they have one, else in their type;
-    buffers are not in it.
+    buffers are not counted.
 
     ``peak_activation_bytes`` is the most that must be held at one moment, operator by operator in
     the order PyTorch runs them, none fused. An activation is the input and everything computed from
@@ -84,7 +84,7 @@ class Profile:
 
     @property
     def kinds(self) -> dict[str, dict[str, int]]:
-        """``params``, ``macs`` and ``weight_bytes`` of all layers of each kind."""
+        """Sums of ``params``, ``macs`` and ``weight_bytes`` over the layers of each kind."""
         keys = ("params", "macs", "weight_bytes")
         return {
             kind: {k: sum(getattr(x, k) for x in self.layers if x.kind == kind) for k in keys}
@@ -92,16 +92,16 @@ class Profile:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, for JSON."""
+        """Return plain numbers, strings, lists and dicts, for JSON."""
         return asdict(self) | {"kinds": self.kinds}
 
 
 def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profile:
-    """Costs of ``model`` in evaluation mode on one image.
+    """Count the costs of ``model`` in evaluation mode on one image.
 
     Args:
-        example: input batch ``[N, ...]``, of which the first is taken.
-        name: the profile's; None is the class of the model.
+        example: input batch ``[N, ...]``; its first image is used.
+        name: name of the profile; None is the class of the model.
     """
     parameter = next(model.parameters(), None)
     device = example.device if parameter is None else parameter.device
@@ -129,10 +129,10 @@ def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profi
 
 
 def profile_spec(spec: str, image_size: Size | None = None) -> Profile:
-    """Costs of the model that ``spec`` names (see ``penjing.models.load``), on one image.
+    """Count the costs of the model that ``spec`` names (see ``penjing.models.load``), on one image.
 
     Args:
-        image_size: of the image, px: its side, or height and width; None is the model's own.
+        image_size: side of the image, or height and width, px; None is the model's own.
 
     Raises:
         PenjingError: the model is unknown, or its image size is and is not given, or it does not
@@ -155,7 +155,7 @@ def profile_spec(spec: str, image_size: Size | None = None) -> Profile:
 
 
 class _Trace(TorchDispatchMode):
-    """Operators in the order they run: their MACs by module, the storages they read and write."""
+    """Record the operators that run: their MACs by module, the storages they read and write."""
 
     def __init__(self, image: Tensor):
         super().__init__()
@@ -187,12 +187,12 @@ class _Trace(TorchDispatchMode):
         return out
 
     def finish(self, output: Any) -> None:
-        """The model's ``output`` is read by whoever asked for it."""
+        """Count the model's ``output`` as read at the end."""
         for tensor in _tensors(output):
             self._last_read[_storage(tensor)] = self.steps
 
     def peak(self) -> int:
-        """Most bytes of activations held during one operator."""
+        """Return the most bytes of activations held during one operator."""
         change = [0] * (self.steps + 2)
         for storage, last in self._last_read.items():
             if storage in self._activations:
@@ -286,7 +286,7 @@ def _parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def _owner(name: str) -> str:
-    """The layer that a parametrization belongs to; any other module is its own."""
+    """Return the layer that a parametrization belongs to; any other module is its own."""
     return f".{name}".partition(".parametrizations")[0].removeprefix(".")
 
 
@@ -318,7 +318,8 @@ def _storage(tensor: Tensor) -> int:
 
 
 def table(profiles: Iterable[Profile]) -> Table:
-    """For each model its parameters, MACs, weights and peak activations, in total and by kind."""
+    """Make a table of parameters, MACs, weights and peak activations of each model, in total and by
+    kind."""
     summary = Table("model", "params", "MACs, M", "weights, KB", "activations, KB", box=SIMPLE_HEAD)
     summary.columns[0].overflow = "fold"
     for column in summary.columns[1:]:
@@ -332,7 +333,7 @@ def table(profiles: Iterable[Profile]) -> Table:
 
 
 def layer_table(profile: Profile) -> Table:
-    """One line a layer, and the total, whose activations are the peak."""
+    """Make a table with one line a layer, and the total, whose activations are the peak."""
     columns = ("layer", "kind", "output", "params", "MACs, M", "weights, KB", "activations, KB")
     detail = Table(*columns, box=SIMPLE_HEAD)
     detail.columns[0].overflow = "fold"
@@ -360,7 +361,8 @@ def _readable(
 
 
 def to_csv(profiles: Iterable[Profile]) -> str:
-    """The layers of the models as CSV with a header, one line a layer; shapes as ``1x64x32x32``."""
+    """Write the layers of the models as CSV with a header, one line a layer; shapes as
+    ``1x64x32x32``."""
     text = io.StringIO()
     columns = ["model", *(field.name for field in fields(LayerProfile))]
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -1,7 +1,7 @@
-"""A compressed model on disk, to be loaded into a fresh instance of the original.
+"""Save a compressed model, and load it into a fresh instance of the original.
 
-A folder with ``model.safetensors`` (all tensors) and ``structure.json``: for each layer of a kind
-that techniques change its type, sizes and state. Everything else a model does is its own code,
+A snapshot is a folder with ``model.safetensors`` (all tensors) and ``structure.json``: type, sizes and
+state of each layer of a kind that techniques change. Everything else a model does is its own code,
 which a snapshot does not hold: nothing is unpickled.
 """
 
@@ -38,12 +38,12 @@ SIZES: dict[type[nn.Module], list[str]] = {
     nn.Sequential: [],
     nn.Identity: [],
 }
-"""The attributes, and names of constructor arguments, that say how large a layer is."""
+"""Attributes that hold a layer's sizes, by type; constructor arguments have the same names."""
 _KINDS = {kind.__name__: kind for kind in SIZES}
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write ``model`` to ``folder``, whole or not at all, in the place of what is there.
+    """Write ``model`` to ``folder``, atomically, replacing what is there.
 
     Raises:
         PenjingError: a technique is still attached to a layer, or the disk is full.
@@ -72,7 +72,7 @@ def exists(folder: Path) -> bool:
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
-    """Turn ``model``, a fresh instance of the original, into what was saved, in place; returns it.
+    """Turn ``model``, a fresh instance of the original, into the saved model, in place; returns it.
 
     Raises:
         PenjingError: the folder is not a snapshot, or not one of this model.

@@ -158,7 +158,7 @@ class PenalizedEntropy(Attached):
         pressure = self.pressure
         if int(pressure.steps) % COUNT_EVERY == 0:
             pressure.honest.fill_(8 * _coded(self._codes(0.0)) / self.spent)
-            dead_channels.quiet(model, self.groups)
+            dead_channels.zero_constant(model, self.groups)
         if any(float(pressure.progress) < look <= progress for look in LOOKS):
             self.rest(model)
         now = math.log2(float(pressure.honest) * self.spent)
@@ -235,7 +235,7 @@ class PenalizedEntropy(Attached):
             same = found[names[layer]]
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
-        dead_channels.cut_idle(finished, self.task.example.to(integers.device))
+        dead_channels.cut_dead(finished, self.task.example.to(integers.device))
         return packed_bytes(finished, self.task.example)
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
@@ -244,7 +244,7 @@ class PenalizedEntropy(Attached):
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
         fold_batch_norm(model, self.task.example.to(integers.device))
-        dead_channels.quiet(model, self.groups)
+        dead_channels.zero_constant(model, self.groups)
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from penjing.net.dead_channels import cut_idle
+from penjing.net.dead_channels import cut_dead
 from penjing.net.plain import plain
 from penjing.tasks import Task
 from penjing.techniques import by_layer
@@ -107,4 +107,4 @@ def bake(attached: Sequence[Attached], model: nn.Module, task: Task) -> None:
     for one in reversed(attached):
         one.bake(model)
     if any(one.settings.leaves_dead_channels for one in attached):
-        cut_idle(model, task.example.to(next(model.parameters()).device))
+        cut_dead(model, task.example.to(next(model.parameters()).device))
