@@ -1,1 +1,1 @@
-"""What is measured of a deployed file, and the artifact that it is part of."""
+"""Devices: measure deployed files, and build artifacts with their measurements."""

@@ -1,4 +1,4 @@
-"""What is deployed: the ONNX file, its packed form, and a card with their measurements."""
+"""Build artifacts: the ONNX file, its packed form, and a card with their measurements."""
 
 from __future__ import annotations
 
@@ -31,39 +31,38 @@ from penjing.tasks import Task, outputs_of
 from penjing.tasks.interval import Comparison
 
 CALIBRATION = 128
-"""Training images for the ranges of the exported graph and the comparison with PyTorch."""
+"""Number of calibration images for the ranges of the exported graph and the comparison with
+PyTorch."""
 FARTHEST = 1e-3
-"""Largest distance (``measurement.Agreement``) of a file that computes in float from its model; the
-zoo's files (docs/zoo.md) are 3e-4 away at most."""
+"""Largest distance (``measurement.Agreement``) of a float file from its model; at most 3e-4 in the zoo
+(docs/zoo.md)."""
 FEW_ROUNDINGS, ROUNDINGS, UNLIKE = 0.05, 3.0, 1.2
-"""With 8-bit activations the file rounds results that the model does not, about as many as the model
-does: it may be off by so many times what the model's own rounding does to its outputs, but by 0.05 in
-any case, and never by 1.2: outputs that have nothing to do with each other are 1.4 apart."""
+"""Limits of the distance of a file with 8-bit activations, which rounds about as many results more as
+the model does: 3 times the distance that the model's own rounding makes, but at least 0.05 and at most
+1.2; unrelated outputs have a distance of 1.4."""
 PACKAGES = ("penjing", "torch", "onnxruntime", "numpy")
 
 
 class Card(Comparison):
-    """An artifact with what was measured of it on a device, and how it compares with the reference
-    file, if there is one.
+    """Measurements of an artifact on a device, and its comparison with the reference file, if any.
 
     Attributes:
-        name: of the recipe.
-        recipe: as a dictionary; None when the model was made otherwise.
-        params, macs: of one image.
+        name: name of the recipe.
+        recipe: recipe as a dictionary; None when the model was made otherwise.
+        params, macs: parameters, and multiply-accumulates for one image.
         onnx_bytes, packed_bytes: sizes of ``model.onnx`` and ``model.penjing``.
-        latency_ms, latency_p10_ms, latency_p90_ms: of one image, on ``threads`` threads.
-        reference_latency_ms: of the reference file, timed in turns with this one.
-        peak_rss_bytes: of a process that does nothing but run ``model.onnx``.
-        score, split: the task's score of ``model.onnx`` and the split it was taken on.
-        export_max_error, export_distance, export_top1_agreement: between ``model.onnx`` and the
-            PyTorch model, as in ``measurement.Agreement``. Of a file with finishing passes: of the
-            graph before them.
-        kernels: how often each operator occurs in the runtime's optimized graph.
-        notes: what does not run on the integers it is stored in.
+        latency_ms, latency_p10_ms, latency_p90_ms: latency of one image, on ``threads`` threads.
+        reference_latency_ms: latency of the reference file, timed in turns with this one.
+        peak_rss_bytes: peak memory of a process that does nothing but run ``model.onnx``.
+        score, split: the task's score of ``model.onnx`` and the split it was measured on.
+        export_max_error, export_distance, export_top1_agreement: difference of ``model.onnx`` from
+            the PyTorch model, as in ``measurement.Agreement``; measured before finishing passes.
+        kernels: number of each operator in the runtime's optimized graph.
+        notes: one sentence for every group of layers that does not run on its stored integers.
         layers: name, kind, shape (of the weight), params, macs, format, kernel, sparsity. The
             format of the weights is read from ``model.onnx``, the kernel (``int8`` or ``float32``)
             from the runtime's optimized graph.
-        figures: what else was measured on the split, by name.
+        figures: further measurements on the split, by name.
     """
 
     name: str
@@ -107,17 +106,17 @@ def build(
 
     Args:
         model: a baked model, on any device.
-        recipe: how it was made.
-        split: on which the file is scored.
+        recipe: the recipe of the model, as a dictionary; None for other models.
+        split: split that the file is scored on.
         reference: the original's file: timed in turns with this one, and compared with it image by
             image.
         finish: passes that run on the exported graph at the end.
-        figures: more measurements of ``model.onnx``, for the card.
-        device: where the file is measured.
+        figures: makes further measurements of ``model.onnx``, for the card.
+        device: device that the file is measured on.
 
     Raises:
-        PenjingError: the model cannot be exported, the runtime cannot run it, or the file's outputs are
-            not the model's. Nothing is kept then.
+        PenjingError: the model cannot be exported, the runtime cannot run it, or the file's outputs
+            differ from the model's. Nothing is kept then.
     """
     parameter = next(model.parameters(), task.example)
     model = plain(model, task.example.to(parameter.device)).cpu()
@@ -177,8 +176,8 @@ def _made(
 def check_agreement(
     model: nn.Module, agreement: measurement.Agreement, batches: Sequence[Tensor]
 ) -> None:
-    """Raise ``PenjingError`` where a file with this ``agreement`` on ``batches`` (float32 ``[N, ...]``)
-    does not do what ``model`` does."""
+    """Raise ``PenjingError`` if the ``agreement`` of a file on ``batches`` (float32 ``[N, ...]``) shows
+    that it does not compute what ``model`` does."""
     rounding = _rounding(model, batches)
     limit = FARTHEST
     if rounding is not None:
@@ -196,8 +195,8 @@ def check_agreement(
 
 
 def _rounding(model: nn.Module, batches: Sequence[Tensor]) -> float | None:
-    """How far the outputs of ``model`` are from what they are without its 8-bit activations; None
-    where it has none."""
+    """Return the distance of the outputs of ``model`` from those without its 8-bit activations; None
+    if it has none."""
     exact = copy.deepcopy(model)
     found = [
         m
@@ -217,13 +216,13 @@ def write(card: Card, folder: Path) -> None:
 
 
 def original(model: nn.Module, task: Task, folder: Path) -> Original:
-    """The file in ``folder``, where ``build`` has put ``model``, as a reference for others."""
+    """Make a reference for other files of the one that ``build`` made of ``model`` in ``folder``."""
     form = outputs_of(model, task.batches("train", 1, limit=1))[0]
     return Original(folder / "model.onnx", task, form)
 
 
 def _trains(recipe: dict[str, Any] | None) -> bool:
-    """Whether a model made by ``recipe`` may have learned from training images' labels."""
+    """Whether a model made by ``recipe`` may have learned from the labels of training images."""
     return recipe is None or any("train" in stage for stage in recipe.get("stages", []))
 
 

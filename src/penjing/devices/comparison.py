@@ -1,4 +1,4 @@
-"""A deployed file beside the original's file, image by image."""
+"""Compare a deployed file with the original's file, image by image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from penjing.tasks import Task, interval
 from penjing.tasks.interval import Comparison
 
 AGREEMENT_IMAGES = 1024
-"""On which the classes of a model that was not trained are compared with the original's: training images
-make up for what a split has not."""
+"""Number of images on which the classes of a model that was not trained are compared with the
+original's; training images are added to a smaller split."""
 
 
 class Original:
-    """The original's file, with which others are timed in turns and compared.
+    """The original's file, with which other files are timed in turns and compared.
 
     Args:
-        path: ``model.onnx``.
+        path: file of the original, ``model.onnx``.
         form: an output of the model it was made of, see ``measurement.outputs``.
     """
 
@@ -29,14 +29,14 @@ class Original:
         self._known: dict[tuple[str, int | None], tuple[Any, Tensor]] = {}
 
     def compared(self, path: Path, split: str, *, trained: bool) -> Comparison:
-        """The file at ``path`` beside the original on the images of ``split``; one that was not
-        ``trained`` has seen no labels, so that training images tell agreement, too."""
+        """Compare the file at ``path`` with the original on the images of ``split``; if it was not
+        ``trained`` on labels, agreement is measured on training images, too."""
         return self.compared_outputs(path, split, self._run(path, split, None), trained=trained)
 
     def compared_outputs(
         self, path: Path, split: str, found: tuple[Any, Tensor], *, trained: bool
     ) -> Comparison:
-        """As ``compared``, with what the file gives over ``split``, and the targets."""
+        """Compare as ``compared`` does, given the file's outputs for ``split``, and the targets."""
         expected, _ = self._outputs(split, None)
         comparison = interval.compare(self.task, expected, *found)
         missing = AGREEMENT_IMAGES - (comparison.images or 0)

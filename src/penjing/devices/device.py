@@ -1,4 +1,4 @@
-"""What a machine has to be able to do, so that figures can be measured on it."""
+"""The interface of a device, on which files are measured."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from penjing.targets.timing import Latency
 
 
 class Device(Protocol):
-    """A machine on which files run; every figure of a file comes from one."""
+    """A machine that runs and measures files."""
 
     @property
     def name(self) -> str:
-        """The processor's name, with the number of cores seen."""
+        """Name of the processor, with the number of cores."""
 
     @property
     def threads(self) -> int:
-        """Threads of the runtime."""
+        """Number of threads of the runtime."""
 
     def running(
         self, path: str | Path
     ) -> AbstractContextManager[Callable[[np.ndarray], list[np.ndarray]]]:
-        """Load the file; the context gives a function from a batch ``[N, ...]`` to its outputs."""
+        """Load a file; the context gives a function from a batch ``[N, ...]`` to its outputs."""
 
     def latency(self, paths: Sequence[str | Path]) -> list[Latency]:
-        """Time every file of ``paths``, one image at a time, in turns."""
+        """Measure the latency of every file of ``paths``, one image at a time, in turns."""
 
     def peak_rss(self, path: str | Path) -> int:
-        """Peak resident memory, in bytes, of a process that does nothing but run the file."""
+        """Measure the peak memory, in bytes, of a process that does nothing but run the file."""

@@ -1,4 +1,4 @@
-"""This machine, with ONNX Runtime."""
+"""The device that penjing runs on, with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Local:
     """The CPU of this machine; files run in a process of their own.
 
     Attributes:
-        threads: of the runtime.
+        threads: number of threads of the runtime.
     """
 
     threads: int = 1
 
     @property
     def name(self) -> str:
-        """The processor's name as the system gives it, with the number of cores seen."""
+        """Name of the processor as the system gives it, with the number of cores."""
         name = platform.processor() or platform.machine()
         info = Path("/proc/cpuinfo")
         if info.exists():
@@ -41,7 +41,7 @@ class Local:
     def running(
         self, path: str | Path
     ) -> AbstractContextManager[Callable[[np.ndarray], list[np.ndarray]]]:
-        """Load the file; the context gives a function from a batch ``[N, ...]`` to its outputs.
+        """Load a file; the context gives a function from a batch ``[N, ...]`` to its outputs.
 
         Raises:
             PenjingError: ONNX Runtime cannot load or run the file, or dies of it.
@@ -57,33 +57,33 @@ class Local:
         seconds: float = 10.0,
         settled: float = SETTLED,
     ) -> list[Latency]:
-        """Time every file of ``paths``, one image at a time.
+        """Measure the latency of every file of ``paths``, one image at a time.
 
         The files take turns run by run, in an order that changes each time, so that a change in the
-        machine's load or clock, and what another file leaves in the caches, meets all of them alike.
-        There are ``runs`` runs of each at most: they end when the medians of all files are known to
+        machine's load or clock, and the caches that another file leaves, affect all of them alike.
+        There are at most ``runs`` runs of each: they end when the medians of all files are known to
         1 % (``settled``; not before the twentieth run), or when ``seconds`` are over.
         """
         timing = {"runs": runs, "warmup": warmup, "seconds": seconds, "settled": settled}
         return self.timed([File(path) for path in paths], timing)[0]
 
     def peak_rss(self, path: str | Path) -> int:
-        """Peak resident memory, in bytes, of a process that does nothing but run ``path``."""
+        """Measure the peak memory, in bytes, of a process that does nothing but run ``path``."""
         return self.peak(File(path))
 
     def timed(
         self, files: Sequence[File], timing: dict[str, Any]
     ) -> tuple[list[Latency], list[dict[str, list[int]]]]:
-        """Latencies of ``files``, and the shapes of what they were fed, by name; ``timing`` is what
-        ``time_calls`` takes."""
-        answer, _ = isolated.do("time", files, threads=self.threads, timing=timing)
-        return [Latency(**row) for row in answer["timed"]], answer["shapes"]
+        """Measure the latencies of ``files``; returns the shapes of their inputs by name, too.
+        ``timing`` holds arguments of ``time_calls``."""
+        reply, _ = isolated.do("time", files, threads=self.threads, timing=timing)
+        return [Latency(**row) for row in reply["timed"]], reply["shapes"]
 
     def peak(self, file: File) -> int:
-        """Peak resident memory as ``peak_rss``, of a file with the shapes it is to be fed."""
-        answer, _ = isolated.do("peak", [file], threads=self.threads, fresh=True)
-        return int(answer["peak"])
+        """Measure the peak memory, in bytes, as ``peak_rss`` does, of a file with given shapes."""
+        reply, _ = isolated.do("peak", [file], threads=self.threads, fresh=True)
+        return int(reply["peak"])
 
 
 HERE = Local()
-"""This machine, with one thread: where files are measured if nothing else is said."""
+"""Default device: this machine, with one thread."""

@@ -1,4 +1,4 @@
-"""Figures of deployed files, measured on a device; nothing else in penjing makes any."""
+"""Measure deployed files on a device: score, outputs, agreement, latency, peak memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from penjing.tasks.divergence import columns
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a deployed file is from the PyTorch model it was made of.
+    """Agreement of a deployed file with the PyTorch model it was made of.
 
     ``max_error`` is the largest absolute difference of any output value, ``distance`` the root of the
     mean squared difference relative to the spread (standard deviation) of an output's values, the
@@ -52,12 +52,12 @@ def score(
     form: Any = None,
     device: Device = HERE,
 ) -> float:
-    """``task.score`` of the deployed file over ``split``, or over its first ``limit`` images.
+    """Compute ``task.score`` of the deployed file over ``split``, or over ``limit`` of its images.
 
     Args:
         form: an output of the model that the file was made of; the task's score is given the
             file's output in its form.
-        device: where the file runs.
+        device: device that the file runs on.
     """
     return float(task.score(*outputs(path, task, split, limit, form=form, device=device)))
 
@@ -71,11 +71,11 @@ def outputs(
     form: Any = None,
     device: Device = HERE,
 ) -> tuple[Any, Tensor]:
-    """What the deployed file gives over ``split``, and the targets ``[N, ...]``.
+    """Return the outputs of the deployed file for ``split``, and the targets ``[N, ...]``.
 
     Args:
-        form: as in ``score``; without it a tensor, or a tuple where the file has several outputs.
-        device: where the file runs.
+        form: as in ``score``; without it a tensor, or a tuple if the file has several outputs.
+        device: device that the file runs on.
     """
     found, targets = [], []
     with device.running(path) as outputs_of:
@@ -120,8 +120,8 @@ def agreement(
 
 
 def distance(expected: nn.Module, found: nn.Module, batches: Iterable[Tensor]) -> float:
-    """How far the outputs of one model are from another's on ``batches`` (float32 ``[N, ...]``), as in
-    ``Agreement``."""
+    """Return the ``distance`` of ``Agreement`` between the outputs of two models on ``batches``
+    (float32 ``[N, ...]``)."""
     pairs = [(_expected(expected, batch), _expected(found, batch)) for batch in batches]
     columns_of = [zip(*side, strict=True) for side in zip(*pairs, strict=True)]
     joined = [[tasks_outputs.concatenated(list(c)) for c in side] for side in columns_of]
@@ -158,17 +158,17 @@ def bench(
     threads: int = 1,
     shapes: Shapes | None = None,
 ) -> list[dict[str, Any]]:
-    """Bytes, latency and peak memory of every ``.onnx`` or ``.penjing`` file, timed in turns.
+    """Measure bytes, latency and peak memory of every ``.onnx`` or ``.penjing`` file, timed in turns.
 
     Args:
-        runs: of each file, exactly.
-        threads: of the runtime, for both times and memory.
-        shapes: of inputs by name, where a file leaves more open than the number of images (which
+        runs: exact number of runs of each file.
+        threads: number of threads of the runtime, for both latency and memory.
+        shapes: shapes of inputs by name, if a file leaves more open than the number of images (which
             is 1 then); the name may be empty for the only input.
 
     Returns:
-        For each file its ``bytes`` with those of ``data_files`` beside it that hold weights, and
-        under ``shapes`` what it was fed.
+        One row a file: its ``bytes`` with those of ``data_files`` beside it that hold weights, its
+        measurements, and the ``shapes`` of its inputs.
 
     Raises:
         PenjingError: a file cannot be read or run, a shape is missing or does not fit.
@@ -200,7 +200,7 @@ def bench(
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of ``bench`` for a terminal."""
+    """Make a table for a terminal of the rows of ``bench``."""
     threads = rows[0]["threads"]
     shown = Table("file", "KB", "input", "median ms", "p10 ms", "p90 ms", "peak MB")
     shown.caption = f"{threads} thread{'s' if threads > 1 else ''}"
@@ -218,7 +218,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _found(path: Path, unpacked: Path) -> tuple[File, ModelProto, list[Path]]:
-    """What to run for ``path``, its graph, and the files beside it that hold its weights."""
+    """Return the file to run for ``path``, its graph, and the files beside it that hold weights."""
     if path.suffix == ".penjing":
         container.unpack(path, unpacked)
         return File(unpacked, str(path)), onnx_files.read(unpacked, path), []
@@ -227,7 +227,7 @@ def _found(path: Path, unpacked: Path) -> tuple[File, ModelProto, list[Path]]:
 
 
 def _shaped(found: Sequence[tuple[File, ModelProto, list[Path]]], shapes: Shapes) -> list[File]:
-    """The files with those of ``shapes`` that are of their inputs."""
+    """Give each file those of ``shapes`` that belong to its inputs."""
     inputs = [onnx_files.inputs(model) for _, model, _ in found]
     known = {name for names in inputs for name in names}
     for name in shapes.keys() - known - {""}:
@@ -244,11 +244,11 @@ def _shaped(found: Sequence[tuple[File, ModelProto, list[Path]]], shapes: Shapes
 
 
 def _check_axes(file: File, inputs: dict[str, bool]) -> None:
-    """The runtime takes an input of which the file says no shape for a scalar, without a word."""
+    """Raise PenjingError if an input has no shape: the runtime would silently take it for a scalar."""
     for name, has_shape in inputs.items():
         if not has_shape and not {name, ""} & file.shapes.keys():
             raise PenjingError(
-                f"{file.name} says nothing of the shape of its input {name}; say it: --shape "
+                f"{file.name} has no shape for its input {name}; give it: --shape "
                 f"{name}=1x3x224x224, for example."
             )
 
@@ -266,7 +266,7 @@ def _tensors(values: Sequence[np.ndarray]) -> list[Tensor]:
 
 
 def _best(scores: Tensor) -> Tensor:
-    """The class with the largest score; of one logit, whether it is above 0."""
+    """Return the class with the largest score; of one logit, whether it is above 0."""
     return columns(scores).argmax(dim=1)
 
 

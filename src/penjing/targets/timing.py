@@ -1,4 +1,4 @@
-"""How long things take: the clock behind every latency. Needs no PyTorch, so that a device has it."""
+"""Latency: time calls in turns until their medians are settled. Needs no PyTorch, as on a device."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from functools import cache
 import numpy as np
 
 FEWEST = 20
-"""Runs below which no median counts as settled."""
+"""Fewest runs before a median counts as settled."""
 FEWEST_LATE = 3
-"""Runs that are made even when there is no time left for them."""
+"""Fewest runs, made even when no time is left."""
 EVERY = 10
-"""Runs between two looks at whether the medians have settled."""
+"""Number of runs between two checks of the medians."""
 SETTLED = 0.01
-"""A median has settled when its confidence interval is narrower than this share of it."""
+"""Width of a settled median's confidence interval, as a share of the median."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def time_calls(
         runs: most runs of each call; with ``settled=0`` and ``seconds=inf`` exactly so many.
         warmup: runs of each call before the first that counts, as many as fit in a tenth of
             ``seconds``, at least one.
-        seconds: of timing; at least 3 runs of each call are made, however long they take.
+        seconds: most seconds of timing; at least 3 runs of each call are made, however long they take.
         settled: widest confidence interval (95 %) of a median, as a share of it, that ends the
             timing once each call has had 20 runs.
-        clock: seconds.
+        clock: gives the time in seconds.
     """
     _warm_up(calls, warmup, seconds / 10, clock)
     times: list[list[float]] = [[] for _ in calls]
@@ -68,7 +68,7 @@ def time_calls(
 
 
 def median_interval(values: Iterable[float]) -> tuple[float, float]:
-    """The narrowest symmetric pair of order statistics that holds the median with 95 % probability.
+    """Return the narrowest symmetric order statistics that hold the median with 95 % probability.
 
     The number of values below the median is binomial with p = 1/2, whatever their distribution
     (David and Nagaraja, Order Statistics, 3rd ed. 2003, section 7.1). Below 6 values no pair holds
@@ -81,7 +81,8 @@ def median_interval(values: Iterable[float]) -> tuple[float, float]:
 
 @cache
 def _rank(number: int) -> int:
-    """The largest r for which fewer than r of ``number`` fair coins show heads with at most 2.5 %."""
+    """Find the largest r such that fewer than r of ``number`` fair coins show heads with at most
+    2.5 %."""
     ways, below, rank = 1, 1, 0
     while 40 * below <= 2**number:
         ways = ways * (number - rank) // (rank + 1)

@@ -1,4 +1,4 @@
-"""The one training loop, its settings, and distillation, which is a loss in it."""
+"""Training: the loop, its settings and checkpoints, and knowledge distillation."""
 
 from penjing.training.checkpoints import save_weights
 from penjing.training.loop import TrainResult, distill, seconds_per_epoch, train

@@ -1,4 +1,4 @@
-"""What the loop knows of a technique."""
+"""The interface between the training loop and a technique."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class Attached(Protocol):
-    """A technique on the model that is trained."""
+    """A technique attached to the model that is trained."""
 
     @property
     def settings(self) -> BaseModel:
-        """The technique's settings: a checkpoint is of these alone."""
+        """Settings of the technique; a checkpoint belongs to these alone."""
 
     def step(self, model: nn.Module, progress: float) -> None:
-        """Follow the training: ``progress`` in [0, 1], before the first and after every step."""
+        """Set the strength for ``progress`` in [0, 1], before the first and after every step."""
 
     def penalty(self) -> Tensor | float:
-        """Return what the loss of a step gets added, a scalar, once the model has run."""
+        """Return a scalar that is added to the loss of a step, once the model has run."""

@@ -1,4 +1,4 @@
-"""A training on disk: what it depends on, its state, and weights that are done."""
+"""Checkpoints of a training, with everything it depends on, and files of trained weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from penjing.training.settings import TrainSettings
 
 
 def save_weights(model: nn.Module, path: Path, preprocessing: Preprocessing | None = None) -> None:
-    """Write the model's state as safetensors, replacing ``path`` at once or not at all, with the
-    ``preprocessing`` that it was trained with, if given, which ``models.preprocessing`` reads."""
+    """Write the model's state to ``path`` as safetensors, atomically, with the ``preprocessing`` that
+    it was trained with, if given, which ``models.preprocessing`` reads.
+
+    Raises:
+        PenjingError: the disk is full, or the folder cannot be written.
+    """
     tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     stored = {"preprocessing": preprocessing.model_dump_json()} if preprocessing else None
     files.save_tensors(path, tensors, stored)
@@ -34,7 +38,7 @@ def start_of(
     techniques: Sequence[Attached],
     teacher: nn.Module | None,
 ) -> dict[str, str]:
-    """Everything that a training depends on, as text, by the name that a user knows it by."""
+    """Return everything that a training depends on, as text, by its name for the user."""
     used = [[type(one.settings), one.settings.model_dump(mode="json")] for one in techniques]
     return {
         "version": f"{penjing_version} {torch.__version__}",
@@ -60,7 +64,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a checkpoint's tensors and metadata.
 
     Raises:
-        PenjingError: the file is no checkpoint, or damaged.
+        PenjingError: the file is no checkpoint, or it is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -79,7 +83,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_start(path: Path, start: dict[str, str], metadata: dict[str, str]) -> None:
-    """Raise PenjingError where ``metadata`` of a checkpoint is of a training from another ``start``."""
+    """Raise PenjingError if ``metadata`` is of a checkpoint of a training with another ``start``."""
     theirs = json.loads(metadata.get("start", "{}"))
     differing = [what for what, value in start.items() if theirs.get(what) != value]
     if differing:
@@ -90,7 +94,7 @@ def check_start(path: Path, start: dict[str, str], metadata: dict[str, str]) -> 
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 of all values: a file that is cut or damaged within them is not loaded."""
+    """Return the CRC-32 of all names and values, so that a damaged file is not loaded."""
     found = 0
     for name, value in sorted(tensors.items()):
         plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Train a small model to answer as a large one does."""
+"""Knowledge distillation: train a small model (student) on the outputs of a large one (teacher)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from penjing.tasks.outputs import evaluating
 from penjing.training.settings import Distill
 
 SPREAD_IMAGES = 64
-"""Training images that show how far the values of a teacher's output spread."""
+"""Number of training images from which the variance of a teacher's outputs is computed."""
 
 
 class DistillationLoss(nn.Module):
-    """The loss of a student beside its teacher.
+    """Loss of a student against its teacher and the labels.
 
     Its parameters are the regressors that bring the student's features to the teacher's width
-    (Romero et al. 2015, FitNets, arXiv:1412.6550): trained along, then thrown away.
+    (Romero et al. 2015, FitNets, arXiv:1412.6550): trained with the student, then discarded.
+
+    Raises:
+        PenjingError: the outputs of the two models, or the layers named in ``settings``, do not fit.
     """
 
     def __init__(
@@ -46,12 +49,12 @@ class DistillationLoss(nn.Module):
         self._teacher_features = _Recorder(teacher, [pair[1] for pair in self.pairs])
 
     def forward(self, batch: Tensor, output: Any, hard: Tensor) -> Tensor:
-        """Scalar loss.
+        """Compute the loss, a scalar.
 
         Args:
-            batch: what the student was just run on, ``[N, C, H, W]``.
-            output: what the student returned for it, in training mode.
-            hard: the scalar loss against the labels.
+            batch: the student's last input, ``[N, C, H, W]``.
+            output: the student's output for it, in training mode.
+            hard: scalar loss against the labels.
         """
         with torch.no_grad():
             expected = self._models[1](batch)
@@ -62,7 +65,7 @@ class DistillationLoss(nn.Module):
         return loss
 
     def close(self) -> None:
-        """Take the hooks off both models, and leave the teacher in the mode it was in."""
+        """Remove the hooks from both models, and restore the teacher's mode."""
         self._student_features.close()
         self._teacher_features.close()
         self._models[1].train(self._teacher_training)
@@ -78,8 +81,8 @@ class DistillationLoss(nn.Module):
         return torch.stack(losses).mean()
 
     def _soft_loss(self, output: Any, expected: Any) -> Tensor:
-        """Sum over the tensors that the task compares; auxiliary heads, which only the student has
-        while it is trained, come after them and have no teacher."""
+        """Sum the losses of the tensors that the task compares; auxiliary heads, which only the
+        student has in training mode, come after them and have no teacher."""
         wanted = self._task.compared(expected)
         pairs = zip(self._task.compared(output), wanted, self._spreads, strict=False)
         losses = [
@@ -103,22 +106,23 @@ class DistillationLoss(nn.Module):
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the softened answers, times the temperature squared.
+    """Compute the Kullback-Leibler divergence of the softened outputs, times the temperature squared.
 
     The square keeps the gradient's size the same at every temperature (Hinton et al. 2015,
-    arXiv:1503.02531, section 2). Class scores ``[N, classes, ...]``, or one logit ``[N]`` or
-    ``[N, 1, ...]``, whose answer is a Bernoulli variable; the mean over N and all positions.
+    arXiv:1503.02531, section 2). Both tensors are logits ``[N, classes, ...]``, or one logit ``[N]``
+    or ``[N, 1, ...]`` of a Bernoulli variable; the result is the mean over N and all positions.
     """
     return divergence.of_scores(student, teacher, temperature).mean() * temperature**2
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two feature maps of one shape, 1 for a student that gives 0."""
+    """Compute the mean squared difference of two feature maps of one shape, relative to the mean
+    square of the teacher's: a scalar."""
     return F.mse_loss(student, teacher) / teacher.pow(2).mean().clamp(min=1e-12)
 
 
 class _Recorder:
-    """Keeps the last outputs of some layers, in the order in which they are named."""
+    """Keep the last outputs of the layers ``names``, in that order."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         self._names = names
@@ -134,7 +138,7 @@ class _Recorder:
         return hook
 
     def take(self) -> list[Tensor]:
-        """The outputs, which are then forgotten."""
+        """Return the outputs, and drop them."""
         kept, self._outputs = self._outputs, {}
         return [kept[name] for name in self._names]
 
@@ -144,7 +148,7 @@ class _Recorder:
 
 
 def _spreads(teacher: nn.Module, task: Task) -> list[Tensor]:
-    """Variances of the tensors that the task compares, each a scalar."""
+    """Return the variances of the teacher's tensors that the task compares, each a scalar."""
     images = task.batches("train", SPREAD_IMAGES, limit=SPREAD_IMAGES)
     wanted = task.compared(outputs_of(teacher, images)[0])
     return [divergence.spread_of(one.tensor) for one in wanted]
@@ -160,7 +164,8 @@ def _in_eval(model: nn.Module, example: Tensor) -> Any:
 
 
 def _maps(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
-    """Shapes of the outputs that are feature maps ``[1, C, H, W]``, by layer, in running order."""
+    """Return the shapes of outputs that are feature maps ``[1, C, H, W]`` by layer, in running
+    order."""
     shapes: dict[str, torch.Size] = {}
 
     def keep(name: str) -> Any:
@@ -209,7 +214,7 @@ def _pairs(
 
 
 def _auto(mine: dict[str, torch.Size], theirs: dict[str, torch.Size]) -> list[tuple[str, str]]:
-    """For each resolution the last layers of the same name, or else the last layers."""
+    """Pair the last layers of one name for each resolution, or else its last layers."""
     pairs: dict[torch.Size, tuple[str, str]] = {}
     for name, shape in mine.items():
         others = [other for other, size in theirs.items() if size[2:] == shape[2:]]

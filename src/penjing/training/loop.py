@@ -1,4 +1,4 @@
-"""The one training loop: for models as they are, and for models with techniques attached."""
+"""The training loop, for models with or without techniques attached."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ CHECKPOINT_EVERY_S = 60.0
 
 @dataclass
 class Epoch:
-    """What one pass over the training images, or its begun part, came to."""
+    """Result of one pass over the training images, or of a part of one."""
 
     epoch: float
-    """Passes done at its end."""
+    """Number of passes at the epoch's end."""
     loss: float
-    """Mean over its steps."""
+    """Mean loss over the epoch's steps."""
     score: float
-    """On the validation images at its end."""
+    """Score on the validation images at the epoch's end."""
 
 
 @dataclass
 class TrainResult:
-    """What a training came to."""
+    """Result of a training."""
 
     history: list[Epoch]
     epochs: float
-    """Passes done."""
+    """Number of passes over the training images."""
     seconds: float
     score: float
-    """Of the final weights on the validation images."""
+    """Score of the final weights on the validation images."""
     stopped_early: bool
-    """Whether the time budget ended it."""
+    """Whether the time budget ended the training."""
 
 
 def train(
@@ -74,16 +74,16 @@ def train(
     Weights that are zero in a layer marked ``sparse`` stay zero.
 
     Args:
-        techniques: attached to the model already; each is told its progress after every step.
-        teacher: what ``settings.distill`` learns from.
+        techniques: techniques attached to the model; each gets the progress after every step.
+        teacher: model that ``settings.distill`` learns from.
         checkpoint: file that keeps the state each minute, after each epoch and when Ctrl-C ends the
-            training. If it exists the training resumes from there and comes to the result that it
-            would have come to; the model must be as it was at the first start. A longer
+            training. If it exists the training resumes from there, with the result of an
+            uninterrupted one; the model must be as it was at the first start. A longer
             ``time_budget`` is the only setting that may differ: it makes the training longer, even
-            one that was done.
-        discard: a checkpoint of another training, or a damaged one, is replaced, which is said on
-            standard error. For a file that nobody but the caller knows.
-        progress: show on standard error how far it is.
+            a finished one.
+        discard: replace a checkpoint of another training, or a damaged one, and say so on standard
+            error; for a file that only the caller knows.
+        progress: show the progress on standard error.
 
     Raises:
         PenjingError: the loss is no longer finite; the checkpoint is damaged, of another training, or
@@ -120,11 +120,11 @@ def distill(
     training: TrainSettings | None = None,
     **settings: Any,
 ) -> nn.Module:
-    """A copy of ``student`` trained to answer as ``teacher`` does; neither is changed.
+    """Train a copy of ``student`` on the outputs of ``teacher``, and return it; neither is changed.
 
     Args:
-        training: how long and how fast; its ``distill`` is replaced by ``settings``.
-        settings: as in ``Distill``.
+        training: settings of the training; its ``distill`` is replaced by ``settings``.
+        settings: settings of ``Distill``.
 
     Raises:
         PenjingError: the outputs or the named layers of the two models do not fit each other.
@@ -144,11 +144,11 @@ def seconds_per_epoch(
     teacher: nn.Module | None = None,
     steps: int = 3,
 ) -> float:
-    """Seconds that one epoch takes here, from a few steps on a copy of ``model``.
+    """Estimate the seconds that one epoch takes here, from a few steps on a copy of ``model``.
 
     Args:
-        teacher: measure with distillation from it.
-        steps: steps that are timed, after one that is not.
+        teacher: teacher to distill from in the timed steps.
+        steps: number of steps that are timed, after one that is not.
     """
     settings = settings or TrainSettings()
     distill = (settings.distill or Distill()) if teacher is not None else None
@@ -161,7 +161,7 @@ def seconds_per_epoch(
 
 
 def _resume(run: _Run, path: Path, start: dict[str, str], discard: bool) -> None:
-    """Put ``run`` where the checkpoint was, if it is one of a training from ``start``."""
+    """Resume ``run`` from the checkpoint, if it belongs to a training with this ``start``."""
     try:
         tensors, metadata = checkpoints.read(path)
         checkpoints.check_start(path, start, metadata)
@@ -195,13 +195,13 @@ def _loop(run: _Run, checkpoint: Path | None, interrupted: threading.Event, line
 
 @dataclass
 class _Place:
-    """How far a training is."""
+    """Position of a training."""
 
     step: int = 0
     epoch: int = 0
     epoch_step: int = 0
     loss: float = 0.0
-    """Sum over the steps of this epoch."""
+    """Sum of the losses of this epoch's steps."""
     progress: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -210,7 +210,7 @@ class _Place:
 
 
 class _Run:
-    """A training under way."""
+    """A training with its state."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class _Run:
 
     @property
     def standing(self) -> str:
-        """Where the training stands, for people."""
+        """Loss and score of the training so far, as text."""
         last = self.history[-1:]
         loss = last[0].loss if last and not self.place.epoch_step else self.mean_loss
         score = "".join(f", validation {epoch.score:.4f}" for epoch in last)
@@ -272,7 +272,7 @@ class _Run:
 
     @contextmanager
     def attended(self) -> Iterator[None]:
-        """What holds while training: memory layout, gradient masks, training mode."""
+        """Set memory layout, gradient masks and training mode for the block."""
         flat = self.task.example.dim() != 4
         masks = _keep_zeros(self.model)
         if not flat:
@@ -290,7 +290,7 @@ class _Run:
             self.model.eval()
 
     def rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of this epoch that are still to come, until the training is finished."""
+        """Yield the remaining batches of this epoch, until the training is finished."""
         if self.finished:
             return
         batches = self.task.batches(
@@ -313,13 +313,13 @@ class _Run:
             yield from self.rest_of_epoch()
 
     def timed(self, batch: tuple[Tensor, Tensor]) -> float:
-        """Seconds that a step takes."""
+        """Make a step; returns its seconds."""
         start = time.perf_counter()
         self._update(*batch)
         return time.perf_counter() - start
 
     def step(self, batch: Tensor, target: Tensor) -> None:
-        """One step of the optimizer, and all that follows it."""
+        """Make one step of the optimizer, of the techniques and of the averaged weights."""
         settings, place = self.settings, self.place
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, place.progress)
@@ -361,7 +361,7 @@ class _Run:
         )
 
     def save(self, path: Path) -> None:
-        """Write all that is needed to resume."""
+        """Write a checkpoint from which ``restore`` can resume."""
         place = asdict(self.place) | {"seconds": self.seconds}
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
@@ -379,7 +379,7 @@ class _Run:
         files.save_tensors(path, tensors, metadata | {"checksum": checkpoints.checksum(tensors)})
 
     def restore(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None:
-        """Resume from what ``save`` wrote."""
+        """Resume from a checkpoint that ``save`` wrote."""
         self.place = _Place(**place)
         self.model.load_state_dict(_under("model.", tensors))
         self.average = {k: v.to(self.device) for k, v in _under("average.", tensors).items()}
@@ -398,7 +398,7 @@ class _Run:
         self._take_budget()
 
     def _take_budget(self) -> None:
-        """Go on from a place that was the end, if the time budget has become longer."""
+        """Reopen a finished training if the time budget has become longer."""
         self.place.progress = self._progress()
         if self.place.closed and not self.finished:
             self.place.closed = False
@@ -481,7 +481,7 @@ def _optimizer(
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively; elsewhere it is slower than float32."""
+    """Whether the device multiplies bfloat16 natively; emulation is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -491,7 +491,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _keep_zeros(model: nn.Module) -> list[Any]:
-    """Hooks that cut the gradients of zeros in sparse layers, so that momentum is 0, too."""
+    """Hook the weights of sparse layers so that gradients of zeros, and so their momentum, are 0."""
     hooks = []
     for layer in layers.compressible(model).values():
         weight = layers.original(layer)
@@ -506,7 +506,7 @@ def _averaged(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _average_of(model: nn.Module) -> dict[str, Tensor]:
-    """What is averaged: parameters and the statistics of norms, not the masks of techniques."""
+    """Return the tensors to average: parameters and statistics of norms, not masks of techniques."""
     statistics = {
         name: value
         for name, value in model.named_buffers()
@@ -533,7 +533,7 @@ def _exchange(average: dict[str, Tensor], model: nn.Module) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of ending a step half-way; a second one ends it at once."""
+    """Let Ctrl-C set an event instead of ending a step half-way; a second one ends it at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # Python delivers signals to the main thread only.

@@ -1,4 +1,4 @@
-"""Learning rate, momentum and the strength of pruning over a training."""
+"""Schedules of learning rate, momentum and sparsity over a training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ONE_CYCLE_END = 1e-4 / 25
 MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
 
 RAMP_END = 0.7
-"""Share of the training after which strength is full: the rest trains what is left."""
+"""Share of the training after which sparsity is full: the rest trains the remaining weights."""
 
 
 def cubic(progress: float, end: float = RAMP_END) -> float:
-    """Share of the final sparsity at ``progress`` in [0, 1] of the training.
+    """Return the share of the final sparsity at ``progress`` in [0, 1] of the training.
 
     ``1 - (1 - t)**3`` with ``t = progress / end``: fast first, while much is redundant, and slow
     towards the end (Zhu and Gupta 2017, arXiv:1710.01878, equation 1).
@@ -25,7 +25,7 @@ def cubic(progress: float, end: float = RAMP_END) -> float:
 
 
 def learning_rate(settings: TrainSettings, progress: float) -> float:
-    """The learning rate at ``progress`` in [0, 1] of the training."""
+    """Return the learning rate at ``progress`` in [0, 1] of the training."""
     warmup, lr = settings.warmup, settings.lr
     rising = progress / warmup if warmup else 1.0
     falling = (progress - warmup) / (1 - warmup)
@@ -37,7 +37,7 @@ def learning_rate(settings: TrainSettings, progress: float) -> float:
 
 
 def momentum(settings: TrainSettings, progress: float) -> float:
-    """The momentum of SGD at ``progress`` in [0, 1] of the training."""
+    """Return the momentum of SGD at ``progress`` in [0, 1] of the training."""
     if settings.schedule == "cosine":
         return settings.momentum
     warmup = settings.warmup

@@ -1,4 +1,4 @@
-"""How to train: settings of the loop, and of distillation in it."""
+"""Settings of the training loop and of knowledge distillation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Distill(BaseModel):
-    """Settings of distillation: ``TrainSettings.distill``, used with a teacher.
+    """Settings of knowledge distillation: ``TrainSettings.distill``, used with a teacher.
 
-    Class scores are compared by the divergence of their softmax, of maps the mean over positions;
+    Class scores are compared by the divergence of their softmax, averaged over the positions of maps;
     one logit by that of its sigmoid; other outputs by their mean squared difference in units of their
-    variance. ``Task.compared`` says which is which. Several outputs are added up.
+    variance. ``Task.compared`` tells them apart. The losses of several outputs are added.
 
     Attributes:
         temperature: divides the logits of both models before they are compared.
-        weight: of the teacher's answers in the loss, in [0, 1]; the labels have the rest.
-        features: also compare what the layers in between make: pairs (student's layer, teacher's
-            layer), or ``auto`` for the last layers of each resolution that both models have.
-        feature_weight: of that comparison, added to the loss.
+        weight: weight of the loss against the teacher's outputs, in [0, 1]; the labels have the rest.
+        features: compare feature maps, too: pairs (student's layer, teacher's layer), or ``auto`` for
+            the last layers of each resolution that both models have.
+        feature_weight: weight of the loss of feature maps, which is added.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -31,24 +31,24 @@ class Distill(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """How to train.
+    """Settings of the training loop.
 
     Attributes:
         epochs: passes over the training images; may be a fraction, such as 0.25.
         batch_size: images a step.
         optimizer: ``sgd`` (with Nesterov momentum) or ``adamw``.
         lr: highest learning rate.
-        momentum: of SGD; under ``one_cycle`` it runs between 0.85 and 0.95 instead.
-        weight_decay: not applied to biases, norms and other parameters of one value a channel.
+        momentum: momentum of SGD; under ``one_cycle`` it runs between 0.85 and 0.95 instead.
+        weight_decay: weight decay, except of biases, norms and other parameters of one value a channel.
         schedule: ``cosine`` (linear warmup, then half a cosine to 0; Loshchilov and Hutter 2017) or
             ``one_cycle`` (from lr/25 up to lr, then down; Smith and Topin 2018).
         warmup: share of the training in which the learning rate rises.
-        label_smoothing: of the cross entropy.
-        ema: decay of a running average of the weights, which is then the result; None for none.
+        label_smoothing: label smoothing of the cross entropy, in [0, 1).
+        ema: decay of a running average of the weights (EMA), which is then the result; None for none.
         augment: shift and mirror the training images at random; a number is the largest shift, as
             a share of the side (true: an eighth).
-        distill: learn from a teacher, too.
-        seed: of the order of the images, augmentation and dropout, beside the task's own seed.
+        distill: settings of knowledge distillation; None trains on labels alone.
+        seed: seed of the order of the images, augmentation and dropout, beside the task's own seed.
         time_budget: seconds after which training ends. Learning rate and techniques then follow
             the time, so that their schedules are complete. The last validation comes on top.
     """

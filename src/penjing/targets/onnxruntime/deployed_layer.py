@@ -1,4 +1,4 @@
-"""What the lowering passes must know about a layer, taken off the PyTorch model before export."""
+"""Layers as the lowering passes see them, read from the PyTorch model before export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from penjing.net.layers import IntegerWeights, WeightFormat
 
 @dataclass(frozen=True)
 class Grid:
-    """An unsigned affine grid: ``value = scale * (integer - zero_point)``, integers of ``bits`` bits."""
+    """Affine quantization: ``value = scale * (integer - zero_point)``, unsigned integers of ``bits``
+    bits."""
 
     scale: float
     zero_point: int
@@ -21,21 +22,19 @@ class Grid:
 
     @property
     def low(self) -> float:
-        """The smallest value on the grid."""
+        """Smallest representable value."""
         return -self.zero_point * self.scale
 
     @property
     def high(self) -> float:
-        """The largest value on the grid."""
+        """Largest representable value."""
         return (2**self.bits - 1 - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True)
 class DeployedLayer:
-    """A layer's weights (float32, on the grid of ``format``) and the grid of its input, if any.
-
-    A node of the graph may read the weight ``transposed``.
-    """
+    """A layer's weights (float32, representable in ``format``) and the quantization of its input, if
+    any; the graph may read the weight ``transposed``."""
 
     name: str
     weight: np.ndarray
@@ -45,12 +44,12 @@ class DeployedLayer:
 
     @property
     def stored(self) -> np.ndarray:
-        """The weight as the graph reads it."""
+        """Weight as the graph reads it."""
         return self.weight.T if self.transposed else self.weight
 
     @property
     def integer(self) -> bool:
-        """Whether an 8-bit integer kernel can run it: 8-bit input, weights of at most 8 bits."""
+        """Whether an 8-bit integer kernel can run the layer: 8-bit input, weights of at most 8 bits."""
         return (
             self.input is not None
             and self.input.bits == 8
@@ -67,7 +66,7 @@ def take_layers(model: nn.Module) -> list[DeployedLayer]:
         kind = getattr(module, "weight_format", None)
         taken.append(DeployedLayer(name, weight, kind, _input_grid(module)))
         if hasattr(module, "input_quantizer"):
-            # The forward pre-hook goes on calling it; Identity leaves no trace in the exported graph.
+            # The forward pre-hook still calls it; Identity leaves no trace in the exported graph.
             module.input_quantizer = nn.Identity()
     return taken
 

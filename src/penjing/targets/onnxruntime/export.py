@@ -1,4 +1,4 @@
-"""From a compressed PyTorch model to an ONNX file that really runs on integers."""
+"""Export a compressed PyTorch model to an ONNX file that runs on integers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from penjing.targets.onnxruntime.passes import PlainGraph, lowering
 
 @dataclass(frozen=True)
 class Lowered:
-    """What was written to a file.
+    """Record of a written file.
 
     Attributes:
         notes: one sentence for every group of layers that does not run on its stored integers.
-        places: for each layer the positions, in the file, of the nodes that multiply by its weight.
+        places: positions in the file of the nodes that multiply by each layer's weight.
     """
 
     notes: list[str]
@@ -42,17 +42,17 @@ def export(
     calibration: Sequence[Tensor] = (),
     finish: Sequence[InPlacePass] = (),
 ) -> list[str]:
-    """Write ``model`` to ``path`` as ONNX with weights stored as they are counted.
+    """Write ``model`` to ``path`` as ONNX, with weights stored in their formats.
 
     Args:
         model: a baked model, on any device; it is not changed.
         example: one input, float32 ``[1, C, H, W]`` (or what ``model`` takes); the batch axis of the
             file is free.
         path: the ``.onnx`` file to write.
-        calibration: batches like ``example``. Needed when a layer has an 8-bit input: the results
-            that no layer's own quantizer describes (of additions, poolings...) get their ranges
-            from them.
-        finish: passes that run on the lowered graph. After them, what no runtime reads is left out.
+        calibration: calibration images, batches like ``example``. Needed when a layer has an 8-bit
+            input: results that no layer's own quantizer describes (of additions, poolings...) get
+            their ranges from them.
+        finish: passes that run on the lowered graph, before unread values are removed.
 
     Returns:
         One sentence for every group of layers that does not run on its stored integers.
@@ -71,7 +71,7 @@ def lower(
     calibration: Sequence[Tensor] = (),
     finish: Sequence[InPlacePass] = (),
 ) -> Lowered:
-    """Write ``model`` to ``path`` as ``export`` does, and say where its layers are in the file."""
+    """Write ``model`` to ``path`` as ``export`` does, and return the places of its layers, too."""
     device = next((p.device for p in model.parameters()), example.device)
     model = plain(model, example.to(device)).cpu()
     example = example.cpu()
@@ -89,7 +89,7 @@ def lower(
 
 
 def packed_bytes(model: nn.Module, example: Tensor) -> int:
-    """Bytes of the ``.penjing`` file of ``model``; the file is not kept."""
+    """Return the bytes of the ``.penjing`` file of ``model``; the file is not kept."""
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "model.onnx")
         export(model, example, graph)
@@ -110,6 +110,6 @@ def _places(model: nn.Module, graph: ir.Graph) -> dict[str, list[int]]:
 
 
 def _opset(taken: list[DeployedLayer]) -> int:
-    """The oldest operator set that can store the weights: more runtimes read an older one."""
+    """Choose the oldest operator set that can store the weights: more runtimes read an older one."""
     two_bits = any(isinstance(t.format, IntegerWeights) and t.format.bits == 2 for t in taken)
     return 25 if two_bits else 21

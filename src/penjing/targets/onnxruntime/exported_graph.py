@@ -1,9 +1,9 @@
-"""The graph of a PyTorch model in ONNX, exported once for each structure and then filled with values.
+"""Export a PyTorch model's graph to ONNX once for each structure, and fill it with values.
 
 ``torch.onnx.export`` takes seconds, most of them for the translation of a graph that techniques which
 change values alone leave as it was. So the graph is kept without the values of parameters and buffers,
-under a hash of the program that ``torch.export`` traced. Which value is which layer's weight, and
-whether the graph reads it transposed, is known here and kept.
+under a hash of the program that ``torch.export`` traced, with the name of the parameter behind each
+initializer and whether the graph reads it transposed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ import penjing
 from penjing.errors import PenjingError
 
 LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "torch.export")
-"""They print programs and advice on how to change the exporter."""
+"""Loggers that print programs and advice on how to change the exporter."""
 KEPT = 8
-"""Structures whose graphs are kept; the last used ones."""
+"""Number of structures whose graphs are kept; the last used ones."""
 TRANSPOSED = ".T"
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second input may be a layer's weight."""
@@ -45,8 +45,8 @@ PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Parameter:
-    """Where a value of the graph comes from: the parameter or buffer called ``name`` in the model, of
-    which the graph reads the transpose if it is ``transposed``."""
+    """Parameter or buffer ``name`` of the model behind a value of the graph, which reads its
+    transpose if it is ``transposed``."""
 
     name: str
     transposed: bool = False
@@ -54,17 +54,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """``graph`` with all values, and where its initializers come from, by their names."""
+    """``graph`` with all values, and the ``sources`` of its initializers by their names."""
 
     graph: ir.Model
     sources: dict[str, Parameter]
 
 
 def exported(model: nn.Module, example: Tensor, opset: int) -> ExportedGraph:
-    """The float graph of ``model`` (on the CPU, in evaluation mode), optimized but not lowered.
+    """Export the float graph of ``model`` (on the CPU, in evaluation mode), optimized, not lowered.
 
     Args:
-        model: its parameters are put in alphabetical order.
+        model: the model, whose parameters are put in alphabetical order.
         example: one input, float32 ``[1, ...]``; the first axis of the graph's input is free.
         opset: version of ONNX's operators.
 
@@ -79,7 +79,7 @@ def exported(model: nn.Module, example: Tensor, opset: int) -> ExportedGraph:
 
 
 class _Traced:
-    """A program, hashed and compared by its ``key``."""
+    """A traced program, hashed and compared by its ``key``."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class _Traced:
         self.kind, self.shape = type(model).__name__, tuple(example.shape)
         first: dict[int, str] = {}
         self.names = {n: first.setdefault(id(t), n) for n, t in _state(model).items()}
-        """Of parameters and buffers; each with the first name of the tensor, which may be shared."""
+        """First name of the tensor behind each name of a parameter or buffer; tensors may be shared."""
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -103,7 +103,7 @@ class _Traced:
 
 
 def _key(program: torch.export.ExportedProgram, opset: int) -> str:
-    """A hash of everything that the ONNX graph depends on, but the values of parameters and buffers."""
+    """Hash everything that the ONNX graph depends on, except values of parameters and buffers."""
     digest = hashlib.sha256(f"{opset} {program.graph_signature}".encode())
     for node in program.graph.nodes:
         digest.update(f"{node.format_node()} {_type(node.meta.get('val'))}\n".encode())
@@ -128,17 +128,17 @@ def _bytes(value: object) -> bytes:
 def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     # An example of one image would fix the batch axis at one, another memory order its strides.
     pair = torch.cat([example, example]).contiguous()
-    # Of a program that it cannot trace, the exporter prints what it has.
-    silent = contextlib.redirect_stderr(io.StringIO())
+    # The exporter prints the part of a program that it could trace before it failed.
+    unprinted = contextlib.redirect_stderr(io.StringIO())
     exporting = _exporting(type(model).__name__, tuple(example.shape))
-    with exporting, silent, torch.no_grad(), _AttentionOfFourAxes():
+    with exporting, unprinted, torch.no_grad(), _AttentionOfFourAxes():
         return torch.export.export(
             model, (pair,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         )
 
 
 class _AttentionOfFourAxes(TorchFunctionMode):
-    """Attention as of ``[images, heads, tokens, width]``, the only form that the exporter knows."""
+    """Run attention as of ``[images, heads, tokens, width]``, the only form the exporter knows."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -164,8 +164,8 @@ def _with_four_axes(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def _keep_signatures() -> None:
-    """Let the exporter keep the signatures of its translations of PyTorch's operators: for every export
-    it reads all of them from their source anew, which takes a second."""
+    """Cache the exporter's signatures of its translations of PyTorch's operators, which it would read
+    from their source at every export; that takes a second."""
     kind = onnxscript.TracedOnnxFunction
     if isinstance(read := vars(kind).get("function_ir"), property) and read.fget:
         kept = functools.cached_property(read.fget)
@@ -179,7 +179,7 @@ def _keep_signatures() -> None:
 @contextlib.contextmanager
 def _one_look_at_operators() -> Iterator[None]:
     """Let PyTorch load its composite operators once an export, not once for each of 30 namespaces, which
-    takes half a second. Not once for all: foreign code may register more."""
+    takes half a second. A later export loads them again: foreign code may register more."""
     look = getattr(torch._export.utils, "_materialize_cpp_cia_ops", None)
     if look is None:
         yield
@@ -215,8 +215,8 @@ def _template(traced: _Traced) -> ExportedGraph:
 
 
 def _take_values_out(graph: ir.Graph, names: Mapping[str, str]) -> dict[str, Parameter]:
-    """Make inputs of the parameters among the initializers, so that no optimization looks at them; and
-    of those that a product reads transposed."""
+    """Turn the parameters among the initializers into inputs, so that no optimization reads them, and
+    those that a product reads transposed into inputs of their own."""
     sources = {}
     for name, value in list(graph.initializers.items()):
         if name in names:
@@ -254,7 +254,7 @@ def _drop_unread(graph: ir.Graph, sources: dict[str, Parameter]) -> None:
 
 
 def _name_batch_axis(graph: ir.Graph) -> None:
-    """Call ``batch`` what the exporter numbered."""
+    """Name the batch axis ``batch``, which the exporter numbered."""
     number = graph.inputs[0].shape[0]  # type: ignore[index]
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:
@@ -264,7 +264,7 @@ def _name_batch_axis(graph: ir.Graph) -> None:
 
 
 def _filled(template: ExportedGraph, model: nn.Module) -> ExportedGraph:
-    """A copy of the ``template`` with the parameters and buffers of ``model``."""
+    """Copy the ``template`` and fill it with the parameters and buffers of ``model``."""
     filled = template.graph.clone()
     graph, state = filled.graph, _state(model)
     constants = list(graph.initializers.values())
@@ -286,7 +286,7 @@ def _filled(template: ExportedGraph, model: nn.Module) -> ExportedGraph:
 
 
 def _with_short_names(graph: ir.Graph, sources: dict[str, Parameter]) -> dict[str, Parameter]:
-    """Transposed weights are called what the weight is, where the graph does not read both."""
+    """Give transposed weights the name of the weight, unless the graph reads both."""
     renamed = {}
     for name, source in sources.items():
         short = name.removesuffix(TRANSPOSED)
@@ -299,25 +299,25 @@ def _with_short_names(graph: ir.Graph, sources: dict[str, Parameter]) -> dict[st
 
 
 def _is_constant(node: ir.Node) -> bool:
-    """Whether ``node`` computes with nothing but initializers."""
+    """Whether all inputs of ``node`` are initializers."""
     return bool(node.inputs) and all(v is None or v.is_initializer() for v in node.inputs)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by all their names."""
+    """Return parameters and buffers by all their names."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
 @contextlib.contextmanager
 def _exporting(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
-    """Keep the exporter's progress and notices off the user's terminal, and say in one sentence what
-    it could not do."""
+    """Keep the exporter's progress and notices off the user's terminal, and turn its errors into one
+    sentence."""
     # Attention in plain operators: what the exporter makes of the fused ones has other strides, on which
     # the views that were traced are impossible.
     attention = sdpa_kernel(SDPBackend.MATH)
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with _quiet(), quiet, attention, _one_look_at_operators():
+    unprinted = contextlib.redirect_stdout(io.StringIO())
+    with _without_logs(), unprinted, attention, _one_look_at_operators():
         try:
             yield
         except Exception as error:  # whatever the exporter, or foreign code under it, raises
@@ -328,7 +328,7 @@ def _exporting(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _without_logs() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -343,18 +343,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The first line of what the exporter wraps in pages of advice."""
+    """Return the first line of the error that the exporter wraps in pages of advice."""
     line = next(iter(str(_causes(error)[-1]).strip().splitlines()), "")
     return f"{type(_causes(error)[-1]).__name__}: {line[:300]}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """``error``, what caused it, what caused that, and so on."""
+    """Return ``error`` and the chain of its causes."""
     return [error] if error.__cause__ is None else [error, *_causes(error.__cause__)]
 
 
 def _where(error: BaseException) -> str:
-    """Which line of the model to change: the innermost one that is not the exporter's own."""
+    """Name the line of the model to change: the innermost one that is not the exporter's own."""
     stacks = [traceback.extract_tb(cause.__traceback__) for cause in _causes(error)]
     own = {Path(str(package.__file__)).parent for package in (torch, onnxscript, ir, penjing)}
     frames = [frame for stack in stacks for frame in stack if frame.line]

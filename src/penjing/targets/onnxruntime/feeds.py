@@ -1,5 +1,4 @@
-"""What a file in ONNX Runtime is fed: images where it is run for its outputs, any values where it is
-timed."""
+"""Inputs of files in ONNX Runtime: images to compute outputs, random values to time them."""
 
 from __future__ import annotations
 
@@ -23,14 +22,14 @@ INTEGERS = {
     **{f"uint{bits}": np.dtype(f"uint{bits}") for bits in (16, 32, 64)},
 }
 BFLOAT16 = 16
-"""ONNX's number of the type that NumPy has not; its values are the high halves of float32."""
+"""ONNX's number of bfloat16, which NumPy lacks; its values are the high halves of float32."""
 
 
 def parse(text: str) -> dict[str, tuple[int, ...]]:
-    """The shapes in ``1x3x224x224`` or ``image=1x3x224x224,mask=1x1x224x224``; ``step=`` is a scalar.
+    """Parse shapes: ``1x3x224x224`` or ``image=1x3x224x224,mask=1x1x224x224``; ``step=`` is a scalar.
 
     Raises:
-        PenjingError: it is written otherwise.
+        PenjingError: the text has another form.
     """
     shapes = {}
     for part in text.split(","):
@@ -45,7 +44,7 @@ def parse(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def feed(opened: ort.InferenceSession, batch: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    """``batch`` float32 ``[N, C, H, W]`` as ``opened`` takes it; ``name`` is of its file.
+    """Convert ``batch`` float32 ``[N, C, H, W]`` to the inputs of ``opened``; errors call it ``name``.
 
     A file that takes uint8 takes pixels ``[N, H, W, C]``; the batch is then in [0, 1].
 
@@ -66,15 +65,15 @@ def feed(opened: ort.InferenceSession, batch: np.ndarray, name: str) -> dict[str
 
 
 def feeds(opened: ort.InferenceSession, shapes: Shapes, name: str) -> dict[str, np.ndarray]:
-    """A value of the right type and shape for each input of ``opened``, whatever they are.
+    """Make a value of the right type and shape for each input of ``opened``.
 
-    Floats are random in [-2, 2), bytes random, truth values true (no mask hides anything), and other
+    Floats are random in [-2, 2), bytes random, booleans true (no mask hides anything), and other
     integers 0, which is a valid index. bfloat16 comes as its bits, uint16.
 
     Args:
-        shapes: of inputs of which the file leaves more open than the first axis; that is 1 where
-            nothing is said of it.
-        name: of the file, for errors.
+        shapes: shapes of inputs whose size the file leaves open beyond the first axis, which is 1 by
+            default.
+        name: name of the file in errors.
 
     Raises:
         PenjingError: an input is no tensor of numbers; its shape is open, or does not fit that in
@@ -96,7 +95,7 @@ def feeds(opened: ort.InferenceSession, shapes: Shapes, name: str) -> dict[str, 
 
 
 def runner(opened: ort.InferenceSession, values: dict[str, np.ndarray]) -> Callable[[], object]:
-    """A function that runs ``opened`` once on ``values``, made by ``feeds``."""
+    """Return a function that runs ``opened`` once on ``values``, made by ``feeds``."""
     ends = [*opened.get_inputs(), *opened.get_outputs()]
     if not any(end.type == "tensor(bfloat16)" for end in ends):
         return lambda: opened.run(None, values)
@@ -120,7 +119,7 @@ def _check_types(inputs: Sequence[Any], name: str) -> None:
 
 
 def _sizes(inputs: Sequence[Any], given: Mapping[str, Sequence[int] | None]) -> dict[str, int]:
-    """What the shapes given say about the sizes that the file has names for."""
+    """Find the sizes of the file's named axes in the shapes given."""
     sizes = {}
     for image in inputs:
         pairs = zip(
@@ -133,9 +132,9 @@ def _sizes(inputs: Sequence[Any], given: Mapping[str, Sequence[int] | None]) -> 
 def _complete(
     image: Any, given: Sequence[int] | None, sizes: Mapping[str, int], name: str
 ) -> tuple[int, ...]:
-    """The shape of one input: what the file says of it, then ``given``, then ``sizes``."""
+    """Return the shape of one input: ``given``, or the file's, with ``sizes`` for its named axes."""
     if given is not None:
-        # Where a file says nothing of a shape, the runtime has none of any axis.
+        # If a file has no shape for an input, the runtime has none of any axis.
         if image.shape and not _fits(image.shape, given):
             raise PenjingError(
                 f"input {image.name} of {name} has the shape {_shape(image.shape)}, which "
@@ -149,7 +148,7 @@ def _complete(
         example = "x".join(str(size or 224) for size in known)
         raise PenjingError(
             f"{name} leaves the size of its input {image.name} open, {_shape(image.shape)}, on "
-            f"which its time depends; say it: --shape {image.name}={example}, for example."
+            f"which its time depends; give it: --shape {image.name}={example}, for example."
         )
     return tuple(known)
 
@@ -161,7 +160,7 @@ def _fits(wanted: Sequence[int | str | None], given: Sequence[int]) -> bool:
 
 
 def _fixed(size: int | str | None) -> bool:
-    """Exporters write an open size as a name, as nothing, as 0 or as -1."""
+    """Whether ``size`` is fixed; exporters write an open one as a name, as nothing, as 0 or as -1."""
     return isinstance(size, int) and size > 0
 
 

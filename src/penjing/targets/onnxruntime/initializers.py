@@ -1,4 +1,4 @@
-"""Constants of a graph: how the lowering passes read and add them."""
+"""Read and add constants of a graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind ``value``, or None when it is not a constant."""
+    """Return the array behind ``value``, or None if it is not a constant."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return value.const_value.numpy()

@@ -1,8 +1,8 @@
-"""Where files run that are measured: each job in a process of its own, forked by one that stays.
+"""Run each measured file in a process of its own, forked by a server process.
 
-A crash of the runtime, all memory taken or no end is then an error of one job. The process that
-stays has imported the runtime once; it is started with the first job, started again when it died,
-and ends with penjing, also when that is killed.
+A crash of the runtime, a lack of memory or an endless run is then an error of one job. The server has
+imported the runtime once; it is started with the first job, started again when it died, and ends with
+penjing, also when that is killed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ Source = str | Path | bytes
 """A ``.onnx`` file, or its bytes."""
 
 FORKS = sys.platform == "linux"
-"""Elsewhere every job starts a process: macOS forbids what its libraries do after a fork."""
+"""Whether jobs are forked; elsewhere each starts a process, because macOS's libraries must not run
+after a fork."""
 ROOT = Path(__file__).parents[3]
 _limit: ContextVar[float] = ContextVar("limit", default=600.0)
 
 
 @dataclass(frozen=True)
 class File:
-    """What a job runs: ``name`` is shown in errors, ``shapes`` are those of inputs by name."""
+    """A file that a job runs, the ``name`` that errors show, and the ``shapes`` of inputs by name."""
 
     source: Source
     name: str = ""
@@ -62,12 +63,13 @@ def limited(seconds: float) -> Iterator[None]:
 def do(
     kind: str, files: Sequence[File], *, threads: int = 1, fresh: bool = False, **settings: Any
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The answer to a job that has one.
+    """Run a job and return its reply.
 
     Args:
-        kind: of ``worker.JOBS``.
-        fresh: not forked: the process then has all pages of its libraries, as on a device.
-        settings: of the job, in JSON.
+        kind: key of ``worker.JOBS``.
+        fresh: start a process instead of forking it, so that all pages of its libraries count, as on
+            a device.
+        settings: settings of the job, as JSON.
 
     Raises:
         PenjingError: the runtime cannot load or run a file, dies of it, or takes too long.
@@ -78,7 +80,7 @@ def do(
 
 @contextlib.contextmanager
 def running(file: File, threads: int = 1) -> Iterator[Callable[[np.ndarray], list[np.ndarray]]]:
-    """A function that gives the outputs of ``file`` for one batch, float32 ``[N, C, H, W]``.
+    """Load ``file``; the context gives a function from a batch float32 ``[N, C, H, W]`` to its outputs.
 
     Raises:
         PenjingError: as in ``do``; the function raises it too.
@@ -113,7 +115,7 @@ def _path(file: File) -> str | None:
 
 
 class _Job:
-    """The conversation with the process of one job."""
+    """Connection to the process of one job."""
 
     def __init__(self, process: _Forked | _Alone, header: dict[str, Any]) -> None:
         self.process, self.limit_s = process, header["limit_s"]
@@ -135,7 +137,7 @@ class _Job:
         return header, arrays
 
     def death(self) -> PenjingError:
-        """Why there is no answer."""
+        """Make the error of a process that ended without a reply."""
         code = self.process.end()
         if code is None or code >= 0:
             return PenjingError(
@@ -169,7 +171,7 @@ class _Forked:
         self.ended = False
 
     def end(self) -> int | None:
-        """Its exit code, None where nobody knows."""
+        """End the process; returns its exit code, None if it is unknown."""
         if not self.ended:
             self.ended = True
             _close(self.reader, self.writer)
@@ -186,14 +188,14 @@ class _Alone:
         self.reader, self.writer = self.process.stdout, self.process.stdin
 
     def end(self) -> int:
-        """Its exit code."""
+        """Kill the process; returns its exit code."""
         self.process.kill()
         _close(self.reader, self.writer)
         return self.process.wait()
 
 
 class _Server:
-    """The process that stays."""
+    """The server process, which forks the others."""
 
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -201,10 +203,10 @@ class _Server:
             self.process = _start("serve", stdin=theirs, stdout=subprocess.DEVNULL)
 
     def ask(self, message: bytes, descriptors: Sequence[int] = ()) -> int:
-        """The number that answers ``message``.
+        """Send ``message``; returns the number in the reply.
 
         Raises:
-            OSError: the process is not there any more.
+            OSError: the process has ended.
         """
         socket.send_fds(self.control, [message], descriptors)
         answer = self.control.recv(64)
@@ -213,20 +215,20 @@ class _Server:
         return int(answer)
 
     def close(self) -> None:
-        """End it: it sees the end of its socket."""
+        """End the process by closing its socket."""
         self.control.close()
         self.process.wait()
 
 
 class _Kept:
-    """The one process that stays, and the lock that its conversation needs."""
+    """The one server process, and the lock that its connection needs."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.server: _Server | None = None
 
     def fork(self, connection: socket.socket) -> tuple[_Server, int]:
-        """A process for one job that talks over ``connection``, and who forked it."""
+        """Fork a process for a job over ``connection``; returns its server and its number."""
         with self.lock:
             for _ in range(2):
                 self.server = self.server or _Server()
@@ -239,7 +241,7 @@ class _Kept:
         )
 
     def end(self, server: _Server, pid: int) -> int | None:
-        """The exit code of a process that ``server`` forked, None where ``server`` has died."""
+        """End a process that ``server`` forked; returns its exit code, None if ``server`` has died."""
         with self.lock:
             return self._ask(server, str(pid).encode()) if server is self.server else None
 
@@ -259,7 +261,7 @@ class _Kept:
             raise
 
     def forget(self) -> None:
-        """In a fork of penjing's own process: the process that stays is the parent's."""
+        """Drop the server in a fork of penjing's own process: it is the parent's."""
         self.lock = threading.Lock()
         if self.server is not None:
             self.server.control.close()
@@ -275,8 +277,8 @@ if hasattr(os, "register_at_fork"):
 def _start(function: str, **streams: Any) -> subprocess.Popen[bytes]:
     """Run a function of ``worker`` in a new Python, out of reach of Ctrl-C.
 
-    Only the function's module is run: nothing of what the user's own ``__main__`` does. Packages are
-    found where they are here, after those that Python finds by itself.
+    Only the function's module is run, not the user's own ``__main__``. Packages are found on this
+    process's path, after those that Python finds by itself.
     """
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); sys.path.extend(sys.argv[2:]); "

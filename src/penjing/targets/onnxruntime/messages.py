@@ -1,4 +1,4 @@
-"""What penjing and the process that runs the runtime say to each other: JSON and arrays of bytes.
+"""Messages between penjing and the process that runs the runtime: JSON and arrays of bytes.
 
 A message is the length of its header (8 bytes, little-endian), the header in JSON, and the bytes of
 its arrays, whose types and shapes the header has under ``arrays``. Nothing is pickled.
@@ -16,11 +16,11 @@ from penjing.errors import PenjingError
 
 
 def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-    """Write ``header`` and ``arrays``.
+    """Write a message of ``header`` and ``arrays`` to ``stream``.
 
     Raises:
         PenjingError: an array holds Python objects, such as strings.
-        OSError: nobody reads the stream any more.
+        OSError: the other end of the stream is closed.
     """
     for array in arrays:
         if array.dtype.hasobject:
@@ -34,10 +34,10 @@ def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[np.ndarray]
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The next message.
+    """Read the next message of ``stream``: header and arrays.
 
     Raises:
-        EOFError: the stream ends before it, or within it.
+        EOFError: the stream ends before the message, or within it.
     """
     header = json.loads(_read(stream, int.from_bytes(_read(stream, 8), "little")))
     arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in header.pop("arrays")]

@@ -1,4 +1,4 @@
-"""ONNX files as they lie on a disk: a graph, and weights in the file or in others beside it."""
+"""Read ONNX files: a graph, and weights in the file or in others beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penjing.errors import PenjingError
 
 
 def read(path: Path, name: str | Path) -> onnx.ModelProto:
-    """The graph in ``path``, without weights that lie in other files; ``name`` is shown in errors.
+    """Read the graph in ``path``, without weights in other files; errors call it ``name``.
 
     Raises:
         PenjingError: the file cannot be read, or is no ONNX model.
@@ -34,7 +34,7 @@ def read(path: Path, name: str | Path) -> onnx.ModelProto:
 
 
 def inputs(model: onnx.ModelProto) -> dict[str, bool]:
-    """The names of what must be fed, and whether the file says how many axes it has.
+    """Return the names of the inputs to feed, and whether the file gives their number of axes.
 
     Old files list their weights among the inputs, too.
     """
@@ -48,7 +48,7 @@ def inputs(model: onnx.ModelProto) -> dict[str, bool]:
 
 
 def data_files(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """The files beside ``path`` that hold weights of its ``model``, each once, sorted.
+    """Find the files beside ``path`` that hold weights of its ``model``, each once, sorted.
 
     Raises:
         PenjingError: one is missing, or lies outside the folder of ``path``.

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: how a session is opened and fed, and how files are run and looked into.
+"""ONNX Runtime on the CPU: open sessions, run files, and inspect their optimized graphs.
 
 ``run``, ``kernels`` and ``optimized`` work in a process of their own (``isolated``): a crash
 of the runtime is an error there. A session lives in the caller's process, as on a device.
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import onnx
 
 _SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)(?: const)? ?")
-"""Where in its own source the runtime raised an error, which helps no user."""
+"""Pattern of the place in its own source that the runtime puts into errors."""
 
 
 def session(
     source: Source, threads: int = 1, *, name: str = "", optimized: Path | None = None
 ) -> ort.InferenceSession:
-    """A session on the CPU with ``threads`` threads that sleep between two runs.
+    """Open a session on the CPU with ``threads`` threads that sleep between two runs.
 
     Args:
-        name: of ``source`` in errors.
-        optimized: where the graph is written as the runtime has optimized it.
+        name: name of ``source`` in errors.
+        optimized: file to which the runtime writes its optimized graph.
 
     Raises:
         PenjingError: ONNX Runtime cannot load ``source``.
@@ -54,7 +54,7 @@ def session(
 
 
 def run(source: Source, batches: Iterable[np.ndarray], threads: int = 1) -> list[list[np.ndarray]]:
-    """The outputs of every batch (float32 ``[N, C, H, W]``), in the order of the graph's outputs.
+    """Return the outputs for every batch (float32 ``[N, C, H, W]``), in the graph's order.
 
     Raises:
         PenjingError: ONNX Runtime cannot load or run ``source``, or dies of it.
@@ -64,12 +64,12 @@ def run(source: Source, batches: Iterable[np.ndarray], threads: int = 1) -> list
 
 
 def kernels(source: Source) -> Counter[str]:
-    """How often each operator occurs in the graph as ONNX Runtime optimized it for this machine."""
+    """Count the operators of the graph that ONNX Runtime has optimized for this machine."""
     return Counter(node.op_type for node in optimized(source).graph.node)
 
 
 def optimized(source: Source) -> onnx.ModelProto:
-    """The graph that ONNX Runtime really runs, after all its fusions.
+    """Return the graph that ONNX Runtime runs, after all its fusions.
 
     Raises:
         PenjingError: ONNX Runtime cannot load ``source``, or dies of it.
@@ -83,10 +83,10 @@ def optimized(source: Source) -> onnx.ModelProto:
 
 
 def arrays(outputs: Sequence[Any], name: str) -> list[np.ndarray]:
-    """``outputs`` of the file ``name``, all of them tensors of numbers.
+    """Check that ``outputs`` of the file ``name`` are tensors of numbers, and return them as arrays.
 
     Raises:
-        PenjingError: one is text, a sequence or a map.
+        PenjingError: an output is text, a sequence or a map.
     """
     for index, output in enumerate(outputs):
         number = isinstance(output, np.ndarray | np.generic)
@@ -101,7 +101,7 @@ def arrays(outputs: Sequence[Any], name: str) -> list[np.ndarray]:
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Turn what the runtime raises while it runs the file ``name`` into a PenjingError."""
+    """Turn the runtime's errors while it runs the file ``name`` into a PenjingError."""
     try:
         yield
     except PenjingError:

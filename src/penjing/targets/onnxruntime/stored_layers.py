@@ -1,7 +1,6 @@
-"""How a file stores the weights of each layer, and on what numbers their kernels run.
+"""Read from a file the format of each layer's weights, and the numbers that their kernels run on.
 
-Nothing here knows what was asked for: it is read from the file, and from the graph that ONNX Runtime
-makes of it.
+Everything is read from the file and from the graph that ONNX Runtime makes of it, not from the recipe.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """How the weights of one layer lie in the file.
+    """The weights of one layer in the file.
 
     Attributes:
         format: ``float32``, ``int8``, ``int1`` and so on, or ``shared, 32 values``.
-        integer: whether the runtime multiplies them as integers.
-        convolution: whether they are those of a convolution.
+        integer: whether the runtime multiplies the weights as integers.
+        convolution: whether the layer is a convolution.
     """
 
     format: str
@@ -43,12 +42,12 @@ def stored_layers(
     """Read how the layers of the file ``path`` are stored.
 
     Args:
-        places: for each layer the positions, in the file, of the nodes that multiply by its weight.
-            Other products with constant weights are found too, and called what their weight is.
+        places: positions in the file of the nodes that multiply by each layer's weight. Other
+            products with constant weights are found too, and named after their weight.
         optimized: the graph that the runtime made of the file.
 
     Returns:
-        Each layer by its name; one with several nodes is as its least integer one.
+        Each layer by its name; ``integer`` only if all of its nodes run on integers.
     """
     graph = onnx.load(path).graph
     nodes, makers = list(graph.node), {o: n for n in graph.node for o in n.output}
@@ -71,8 +70,8 @@ def stored_layers(
 
 
 def floats_sentence(layers: Iterable[StoredLayer]) -> str | None:
-    """``23 of 53 convolutions run in float32``, in a net that is stored as integers, at least in part;
-    None where there is nothing to say."""
+    """Write ``23 of 53 convolutions run in float32`` for a net that is stored as integers at least in
+    part; None if all of its layers run on integers, or it is stored as floats."""
     known = list(layers)
     if all(layer.format.startswith("float") for layer in known):
         return None
@@ -89,7 +88,7 @@ def floats_sentence(layers: Iterable[StoredLayer]) -> str | None:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The constants that a weight is made of, and the names of all values on the way."""
+    """Constants that a weight is computed from, and the operators and values between."""
 
     constants: list[TensorProto]
     operators: set[str]
@@ -107,7 +106,7 @@ class _Chain:
 
     @property
     def weight(self) -> TensorProto:
-        """The largest constant; of a depthwise 1 x 1, the scale has as many values as the codes."""
+        """Largest constant, integers first: a depthwise 1 x 1 has as many scales as codes."""
         floats = (TensorProto.FLOAT, TensorProto.DOUBLE)
         return max(self.constants, key=lambda c: (prod(c.dims), c.data_type not in floats))
 
@@ -115,7 +114,7 @@ class _Chain:
 def _chain(
     value: str, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
 ) -> _Chain | None:
-    """What ``value`` is made of; None where that is not constant."""
+    """Trace ``value`` back to its constants; None if it is not constant."""
     chain, waiting = _Chain([], set(), set()), [value]
     while waiting:
         name = waiting.pop()

@@ -1,4 +1,4 @@
-"""Integer weights in a file: as many bits each as they are counted with."""
+"""Store integer weights in a file with 16, 8, 4, 2 or 1 bits each."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ STORAGE = {
 
 
 def codes_and_scale(layer: DeployedLayer) -> tuple[np.ndarray, np.ndarray]:
-    """The integers of ``layer`` (int32, shaped like its weight) and their scale (float32 ``[out]``).
+    """Return the integers of ``layer`` (int32, shaped like its weight) and their scale (float32
+    ``[out]``).
 
-    Raises ``PenjingError`` when the weights do not lie on the grid that the layer claims.
+    Raises ``PenjingError`` when the weights are not integers times the scale of the layer's format.
     """
     assert isinstance(layer.format, IntegerWeights)
     scale = layer.format.scale.detach().cpu().numpy().astype(np.float32).reshape(-1)
@@ -41,8 +42,8 @@ def codes_and_scale(layer: DeployedLayer) -> tuple[np.ndarray, np.ndarray]:
 def stored(
     graph: ir.Graph, node: ir.Node, name: str, codes: np.ndarray, bits: int, dtype: ir.DataType
 ) -> ir.Value:
-    """Add ``codes`` to ``graph`` with ``bits`` bits each, and before ``node`` what makes ``dtype`` of
-    them. ONNX Runtime runs that once, when it loads the file."""
+    """Add ``codes`` to ``graph`` with ``bits`` bits each, and nodes before ``node`` that convert them to
+    ``dtype``. ONNX Runtime runs these once, when it loads the file."""
     if bits == 1:
         return _unpacked(graph, node, name, codes, dtype)
     integers = initializers.add(graph, f"{name}_int{bits}", codes, STORAGE[bits])
@@ -52,7 +53,7 @@ def stored(
 def _unpacked(
     graph: ir.Graph, node: ir.Node, name: str, codes: np.ndarray, dtype: ir.DataType
 ) -> ir.Value:
-    """Signs, eight a byte, the first in the lowest bit; no ONNX type is that small."""
+    """Store signs eight a byte, the first in the lowest bit, and unpack them; no ONNX type has 1 bit."""
     packed = np.packbits(codes.reshape(-1) > 0, bitorder="little")
     byte = initializers.add(graph, f"{name}_bits", packed.reshape(-1, 1))
     shift = initializers.add(graph, f"{name}_shift", np.arange(8, dtype=np.uint8))
@@ -67,7 +68,7 @@ def _unpacked(
 def _signs(
     graph: ir.Graph, node: ir.Node, name: str, bits: ir.Value, dtype: ir.DataType
 ) -> ir.Value:
-    """-1 for a bit of 0, 1 for a bit of 1."""
+    """Map bits to signs: 0 to -1, 1 to 1."""
     one = initializers.add(graph, f"{name}_unit", np.array(1), dtype)
     double = ir.node("Add", [bits, bits])
     signs = ir.node("Sub", [double.outputs[0], one])

@@ -1,7 +1,7 @@
-"""A process that runs files in ONNX Runtime for ``isolated``, and nothing else.
+"""The process that runs files in ONNX Runtime for ``isolated``.
 
-It imports the runtime and NumPy only, so that the memory it takes is what a device needs, and
-whatever the runtime does to it (a crash, all memory, no end) happens to one job.
+It imports the runtime and NumPy only, so that its memory is what a device needs, and a crash of the
+runtime, a lack of memory or an endless run hits one job.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Job = dict[str, Any]
 def serve() -> None:
     """Fork a process for each job that the socket on standard input brings, until it is closed.
 
-    A message with a file descriptor is a job: its process talks over that descriptor, and the
-    answer is the process's number. A message with such a number ends that process: the answer is
-    its exit code, negative for the signal that killed it.
+    A message with a file descriptor is a job: its process talks over that descriptor, and the reply
+    is the process's number. A message with such a number ends that process: the reply is its exit
+    code, negative for the signal that killed it.
     """
-    np.random.default_rng()  # what every timing would import
+    np.random.default_rng()  # imports what every timing needs
     control = socket.socket(fileno=0)
     running: set[int] = set()
     try:
@@ -48,7 +48,7 @@ def serve() -> None:
 
 
 def _served(control: socket.socket, running: set[int]) -> bool:
-    """Answer one message; False at the end of them."""
+    """Reply to one message; False at the end of the stream."""
     message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
     if not message:
         return False
@@ -63,7 +63,7 @@ def _served(control: socket.socket, running: set[int]) -> bool:
 
 
 def work(reader: Stream, writer: Stream) -> None:
-    """Do the job that ``reader`` brings and answer on ``writer``."""
+    """Do the job that ``reader`` brings and reply on ``writer``."""
     job, arrays = receive(reader)
     try:
         JOBS[job["kind"]](job, _opened(job, arrays), reader, writer)
@@ -76,7 +76,7 @@ def work(reader: Stream, writer: Stream) -> None:
 def work_alone() -> None:
     """Do one job over standard input and output."""
     with os.fdopen(os.dup(1), "wb") as writer:
-        os.dup2(2, 1)  # whatever prints is kept out of the messages
+        os.dup2(2, 1)  # keeps printed text out of the messages
         work(sys.stdin.buffer, writer)
 
 
@@ -96,12 +96,14 @@ def _fork(control: socket.socket, descriptor: int) -> int:
 
 
 def _end(pid: int) -> int:
-    os.kill(pid, signal.SIGKILL)  # without effect where it has ended: it is there until waited for
+    os.kill(
+        pid, signal.SIGKILL
+    )  # without effect if it has ended: the number is free after the wait
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _die_first() -> None:
-    """When memory runs out, let Linux kill this process and not the one that waits for it."""
+    """Let Linux kill this process, not the one that waits for it, when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -112,7 +114,7 @@ def _opened(job: Job, arrays: list[np.ndarray]) -> list[_Opened]:
 
 
 class _Opened:
-    """A file of a job in the runtime."""
+    """A file of a job, and the session that runs it."""
 
     def __init__(self, file: dict[str, Any], source: str | bytes, job: Job) -> None:
         self.name, self.shapes, self.source = file["name"], file["shapes"], source
@@ -123,7 +125,7 @@ class _Opened:
             return runtime.session(self.source, self.threads, name=self.name)
 
     def call(self) -> Callable[[], object]:
-        """A function that runs the file once on ``feeds.feeds``; it has been called before."""
+        """Return a function that runs the file once on ``feeds.feeds``, after a first run."""
         opened = self.load()
         self.feeds = feeds.feeds(opened, self.shapes, self.name)
         run = feeds.runner(opened, self.feeds)
@@ -133,7 +135,7 @@ class _Opened:
 
 
 def _run(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
-    """The outputs of each batch that comes, until none comes."""
+    """Send the outputs of each batch until the stream ends."""
     (file,) = files
     opened = file.load()
     send(writer, {})
@@ -169,7 +171,7 @@ def _peak(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> Non
 
 
 def _optimize(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
-    """Write the graph as the runtime has optimized it."""
+    """Write the runtime's optimized graph to the job's target."""
     (file,) = files
     with _at_most(file.limit_s):
         runtime.session(file.source, name=file.name, optimized=Path(job["target"]))
@@ -186,7 +188,7 @@ JOBS: dict[str, Callable[[Job, list[_Opened], Stream, Stream], None]] = {
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """End this process by SIGALRM, even inside the runtime, when that takes longer."""
+    """End this process by SIGALRM, even inside the runtime, if the block takes longer."""
     if math.isinf(seconds) or not hasattr(signal, "setitimer"):
         yield
         return

@@ -1,9 +1,9 @@
 """The lowering passes, in the order in which they run; one file a pass.
 
-A pass is a small class with one ``call`` that changes the graph in place and says whether it did.
-They speak to each other through ``meta`` of nodes and values, never through the file: a node's
-``"layer"`` is its ``DeployedLayer``, a value's ``"group"`` the set of values that share one grid, a
-group's grid is chosen by ``ChooseGrids``.
+A pass is a small class with one ``call`` that changes the graph in place and returns whether it did.
+Passes exchange data through ``meta`` of nodes and values, never through the file: a node's ``"layer"``
+is its ``DeployedLayer``, a value's ``"group"`` the set of values that share one scale and zero point,
+which ``ChooseGrids`` chooses.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def lowering(
     calibration: Sequence[np.ndarray],
     notes: list[str],
 ) -> list[InPlacePass]:
-    """The passes that lower a float graph of ``layers``, whose initializers come from ``sources``;
-    they add to ``notes``."""
+    """Return the passes that lower a float graph of ``layers``, whose initializers come from
+    ``sources``; the passes add sentences for the user to ``notes``."""
     return [
         MatchLayers(layers, sources, notes),
         ZeroBiases(),

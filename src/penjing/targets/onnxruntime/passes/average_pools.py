@@ -9,7 +9,7 @@ from penjing.targets.onnxruntime import initializers
 
 
 class AveragePools(InPlacePass):
-    """``ReduceMean`` over all spatial axes becomes ``GlobalAveragePool`` (and ``Flatten``)."""
+    """Replace ``ReduceMean`` over all spatial axes by ``GlobalAveragePool`` (and ``Flatten``)."""
 
     def call(self, model: ir.Model) -> PassResult:
         means = [node for node in model.graph if _is_global_average(node)]

@@ -1,4 +1,4 @@
-"""Choose the grid of every integer value."""
+"""Choose the scale and zero point of every integer value."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from penjing.targets.onnxruntime.deployed_layer import Grid
 from penjing.targets.onnxruntime.passes.mark_integer_edges import Group, is_integer_layer
 
 LARGEST_RATIO = 200
-"""Of a pooling's input scale to its output scale; ONNX Runtime's kernel stops at 256."""
+"""Largest ratio of a pooling's input scale to its output scale; ONNX Runtime's limit is 256."""
 
 
 class ChooseGrids(InPlacePass):
-    """A value that feeds a layer takes that layer's grid; the others take their measured range."""
+    """Give each value that feeds a layer the scale and zero point of that layer's input, and the others
+    those of their range on the calibration images."""
 
     def __init__(self, calibration: Sequence[np.ndarray]) -> None:
         self.calibration = calibration
@@ -39,7 +40,7 @@ class ChooseGrids(InPlacePass):
         return PassResult(model, bool(groups))
 
     def _ranges(self, model: ir.Model, groups: list[Group]) -> list[tuple[float, float]]:
-        """Smallest and largest value of each group's first value on the calibration images."""
+        """Return the range of each group's first value on the calibration images."""
         if not self.calibration:
             others = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
             raise PenjingError(
@@ -53,14 +54,14 @@ class ChooseGrids(InPlacePass):
 
 
 def groups_of(graph: ir.Graph) -> list[Group]:
-    """The groups of ``graph``, each once, in the graph's order."""
+    """Return the groups of ``graph``, each once, in the graph's order."""
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     found = {id(v.meta["group"]): v.meta["group"] for v in values if "group" in v.meta}
     return list(found.values())
 
 
 def _limit_ratio(pool: ir.Node) -> None:
-    """Coarsen the output of ``pool`` where the kernel would refuse its ratio to the input."""
+    """Raise the scale of the output of ``pool`` if the kernel would reject its ratio to the input's."""
     source, result = (v.meta.get("group") if v else None for v in (pool.inputs[0], pool.outputs[0]))
     if source is None or result is None:
         return
@@ -77,14 +78,14 @@ def _layer_grid(value: ir.Value) -> Grid | None:
 
 
 def _covering(low: float, high: float) -> Grid:
-    """The 8-bit grid over ``[low, high]`` in which 0 is exact."""
+    """Return the 8-bit quantization of ``[low, high]`` that represents 0 exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / 255, SMALLEST_INPUT_SCALE)
     return Grid(float(np.float32(scale)), round(-low / scale))
 
 
 def _with_ranges(model: ir.Model, names: list[str]) -> bytes:
-    """The float graph, with the minimum and the maximum of each named value as its only outputs."""
+    """Serialize the float graph with the minimum and maximum of each named value as its outputs."""
     probe = model.clone()
     graph = probe.graph
     values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}

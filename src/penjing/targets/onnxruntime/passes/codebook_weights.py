@@ -12,7 +12,7 @@ from penjing.targets.onnxruntime import initializers
 
 
 class CodebookWeightsPass(InPlacePass):
-    """Weights become indices of 4 or 8 bits behind a ``Gather``, which runs once, at load."""
+    """Replace weights by indices of 4 or 8 bits and a ``Gather``, which runs once, at load."""
 
     def __init__(self, notes: list[str]) -> None:
         self.notes = notes

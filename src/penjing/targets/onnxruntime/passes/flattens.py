@@ -11,7 +11,7 @@ from penjing.targets.onnxruntime import initializers
 
 
 class Flattens(InPlacePass):
-    """``Reshape`` of ``[batch, ...]`` to ``[-1, product of the rest]`` becomes ``Flatten``."""
+    """Replace ``Reshape`` of ``[batch, ...]`` to ``[-1, product of the rest]`` by ``Flatten``."""
 
     def call(self, model: ir.Model) -> PassResult:
         nodes = [node for node in model.graph if _only_flattens(node)]

@@ -10,9 +10,9 @@ from penjing.targets.onnxruntime import initializers
 
 
 class FoldPads(InPlacePass):
-    """A ``Pad`` with zeros over the spatial axes goes into the ``pads`` of the ``Conv`` it feeds.
+    """Move a ``Pad`` with zeros over the spatial axes into the ``pads`` of the ``Conv`` it feeds.
 
-    ONNX Runtime does it too, but only for float convolutions.
+    ONNX Runtime does so itself, but only for float convolutions.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -29,7 +29,8 @@ class FoldPads(InPlacePass):
 
 
 def _spatial_pads(pad: ir.Node) -> np.ndarray | None:
-    """Pads in ``Conv``'s order (all begins, then all ends), or None when ``Conv`` cannot do them."""
+    """Return the pads in ``Conv``'s order (all begins, then all ends); None if ``Conv`` cannot pad
+    so."""
     if pad.op_type != "Pad" or pad.attributes.get_string("mode", "constant") != "constant":
         return None
     pads = initializers.constant(pad.inputs[1])

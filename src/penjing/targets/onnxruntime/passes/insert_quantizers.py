@@ -1,4 +1,4 @@
-"""Put every integer value on its grid."""
+"""Quantize and dequantize every integer value."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from penjing.targets.onnxruntime.passes.mark_integer_edges import is_clamp, is_i
 
 
 class InsertQuantizers(InPlacePass):
-    """``QuantizeLinear`` and ``DequantizeLinear`` around every integer value.
+    """Insert ``QuantizeLinear`` and ``DequantizeLinear`` after every integer value.
 
     A ``Relu`` or ``Clip`` that produces one is replaced by the saturation of the quantizer, and by a
-    ``Clip`` of integers where the grid reaches further than it does.
+    ``Clip`` of integers where the quantizer's range is wider.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -55,7 +55,8 @@ def _insert(
 
 
 def _unclamped(value: ir.Value) -> tuple[ir.Value, tuple[float, float] | None]:
-    """What is quantized in the place of ``value``: the input of the clamp that makes it, if any."""
+    """Return the value to quantize instead of ``value``: the input of its clamp, and the limits, if
+    any."""
     node = value.producer()
     if node is None or not is_clamp(node):
         return value, None
@@ -73,7 +74,7 @@ def _unclamped(value: ir.Value) -> tuple[ir.Value, tuple[float, float] | None]:
 def _integer_clip(
     graph: ir.Graph, value: ir.Value, grid: Grid, limits: tuple[float, float]
 ) -> list[ir.Node]:
-    """No node when the grid lies inside ``limits`` up to half a step, else a ``Clip`` of integers."""
+    """Make a ``Clip`` of integers, or no node if the quantizer's range rounds to within ``limits``."""
     low, high = (np.clip(limit / grid.scale + grid.zero_point, 0, 255) for limit in limits)
     low, high = round(float(low)), round(float(high))
     if low <= 0 and high >= 255:
@@ -86,7 +87,7 @@ def _integer_clip(
 
 
 def _splice(graph: ir.Graph, value: ir.Value, new: list[ir.Node]) -> None:
-    """Insert ``new`` after ``value`` and let everything else read the end of it."""
+    """Insert ``new`` after ``value`` and let all other readers of it read their result."""
     result = new[-1].outputs[0]
     uses = [use for use in value.uses() if use.node is not new[0]]
     node = value.producer()
@@ -103,7 +104,7 @@ def _splice(graph: ir.Graph, value: ir.Value, new: list[ir.Node]) -> None:
 
 
 def _requantize_for_others(graph: ir.Graph, value: ir.Value, grid: Grid) -> None:
-    """Give a layer that was trained with another grid for this value a grid of its own."""
+    """Requantize the value for layers whose inputs have another scale or zero point."""
     for use in list(value.uses()):
         own = use.node.meta["layer"].input if is_integer_layer(use.node) and use.idx == 0 else None
         if own is None or own == grid:

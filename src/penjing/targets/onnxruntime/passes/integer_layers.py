@@ -13,10 +13,10 @@ from penjing.targets.onnxruntime.passes.mark_integer_edges import is_integer_lay
 
 
 class IntegerLayers(InPlacePass):
-    """Weights become integers behind a ``DequantizeLinear``, biases int32 behind another.
+    """Replace weights by integers and a ``DequantizeLinear``, biases by int32 and another.
 
     ONNX Runtime fuses a layer in this form with the quantizers around it into one integer kernel.
-    The bias must lie on the grid ``input scale * weight scale`` of the accumulator.
+    The scale of the bias must be the accumulator's, ``input scale * weight scale``.
     """
 
     def __init__(self, notes: list[str]) -> None:
@@ -71,7 +71,7 @@ def _lower_weight(graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.n
 def _room_for_bias(
     codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, layer: DeployedLayer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coarsen channels whose weights are so small that their bias would overflow 32 bits."""
+    """Raise the scale of channels whose weights are so small that their bias would overflow 32 bits."""
     assert layer.input is not None
     needed = np.abs(bias) / (2.0**30 * layer.input.scale)
     wide = np.maximum(scale, needed).astype(np.float32)
@@ -84,7 +84,7 @@ def _room_for_bias(
 def _integer_bias(
     graph: ir.Graph, node: ir.Node, values: np.ndarray, scale: np.ndarray, factor: ir.Value
 ) -> ir.Value:
-    """The bias as int32 on the grid of the accumulator, whose scale the runtime finds at load."""
+    """Store the bias as int32 with the accumulator's scale, which the runtime computes at load."""
     layer: DeployedLayer = node.meta["layer"]
     assert layer.input is not None
     step = np.float32(layer.input.scale) * scale

@@ -1,4 +1,4 @@
-"""Decide which values of the graph are to be 8-bit integers."""
+"""Decide which values of the graph are 8-bit integers."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ PASS_ON = {
     "DepthToSpace", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
-"""Operators that move values without changing them: input and output share one grid."""
+"""Operators that move values without changing them: input and output share scale and zero point."""
 
 COMPUTE = {
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid",
 }  # fmt: skip
-"""Operators with an integer kernel, and an output grid of their own."""
+"""Operators with an integer kernel, whose output has its own scale and zero point."""
 
 CURVES = {"Elu", "Gelu", "HardSigmoid", "HardSwish", "Mish", "PRelu", "Softplus", "Swish", "Tanh"}
-"""Elementwise operators that run in float between two grids."""
+"""Elementwise operators that run in float between a dequantizer and a quantizer."""
 
 
 @dataclass
 class Group:
-    """Values on one grid. The grid is unknown until ``ChooseGrids``."""
+    """Values that share one scale and zero point, which are unknown until ``ChooseGrids``."""
 
     values: list[ir.Value] = field(default_factory=list)
     grid: Grid | None = None
 
 
 class MarkIntegerEdges(InPlacePass):
-    """Give every value that is to be an 8-bit integer its ``meta["group"]``.
+    """Give every value that becomes an 8-bit integer its ``meta["group"]``.
 
     These are the inputs of integer layers, the outputs of convolutions (their kernel writes
-    integers only), and what lies between them: the result of an operator with an integer kernel
-    whose inputs are all integers. A result that only float operators or the graph's output read
-    stays float.
+    integers only), and the values between: results of operators with an integer kernel whose inputs
+    are all integers. A result that only float operators or the graph's output read stays float.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -57,13 +56,13 @@ class MarkIntegerEdges(InPlacePass):
 
 
 def is_integer_layer(node: ir.Node) -> bool:
-    """Whether ``node`` runs a layer that has an integer kernel."""
+    """Whether ``node`` multiplies by the weight of a layer that an integer kernel can run."""
     layer: DeployedLayer | None = node.meta.get("layer")
     return layer is not None and layer.integer
 
 
 def activated(value: ir.Value) -> ir.Value:
-    """The value after the ``Relu`` or ``Clip`` that alone reads ``value``, or ``value`` itself.
+    """Return the output of the ``Relu`` or ``Clip`` that alone reads ``value``, or ``value`` itself.
 
     Writing integers saturates, so that these two cost nothing.
     """
@@ -95,7 +94,7 @@ def _results(node: ir.Node, wanted: set[int], marked: dict[int, ir.Value]) -> li
 
 
 def _data(node: ir.Node) -> list[ir.Value]:
-    """The inputs of ``node`` that are images or features, not shapes or limits."""
+    """Return the inputs of ``node`` that are images or features, not shapes or limits."""
     count = 1 if node.op_type in PASS_ON | CURVES else len(node.inputs)
     return [value for value in node.inputs[:count] if value is not None]
 

@@ -1,4 +1,4 @@
-"""Find which node runs which layer."""
+"""Find the nodes that run each layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from penjing.targets.onnxruntime.exported_graph import PRODUCTS, Parameter
 class MatchLayers(InPlacePass):
     """Put each layer on the nodes that multiply by its weight, as ``node.meta["layer"]``.
 
-    ``sources`` say which parameter an initializer is, and whether it is stored transposed. Layers
-    that no node runs, and products with weights of no layer, are named in a note.
+    ``sources`` gives the parameter behind an initializer, and whether it is transposed. Layers that
+    no node runs, and products with weights of no layer, are named in a note.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class MatchLayers(InPlacePass):
 
 
 def _name(node: ir.Node) -> str:
-    """The layer that ``node`` came from, as its weight or the exporter names it."""
+    """Return the name of the layer that ``node`` came from, by its weight or the exporter."""
     weight = str(node.inputs[1].name)  # type: ignore[union-attr]
     if weight.endswith((".weight", "_weight")):
         return weight.removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""Leave out of the file what a runtime does not read: in a tiny net it is most of the bytes."""
+"""Remove what a runtime does not read from the file: in a tiny net it is most of the bytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 LIST_DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0}
-"""Of convolutions and poolings: operator schemas say these defaults in words only."""
+"""Defaults of convolutions and poolings that operator schemas state in words only."""
 
 
 class PlainGraph(InPlacePass):
-    """Values between nodes get short names, nodes none; types and shapes of values, which every
-    runtime infers, the exporter's remarks, and attributes that say their default go.
+    """Shorten the names of values between nodes, and remove names of nodes, types and shapes of
+    values, which every runtime infers, the exporter's remarks, and attributes equal to their default.
 
-    Inputs, outputs and weights keep their names. Runs last: other passes read shapes.
+    Inputs, outputs and weights keep their names. This pass runs last: others read shapes.
     """
 
     def call(self, model: ir.Model) -> PassResult:

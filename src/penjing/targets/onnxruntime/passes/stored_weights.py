@@ -11,10 +11,9 @@ from penjing.targets.onnxruntime.passes.mark_integer_edges import is_integer_lay
 
 
 class StoredWeights(InPlacePass):
-    """Weights become integers behind ``Cast`` and ``Mul``, which run once, when the file is loaded.
+    """Replace weights by integers, ``Cast`` and ``Mul``, which run once, when the file is loaded.
 
-    ``DequantizeLinear`` would say the same, but ONNX Runtime keeps it and runs it at every
-    inference.
+    ``DequantizeLinear`` would compute the same, but ONNX Runtime runs it at every inference.
     """
 
     def __init__(self, notes: list[str]) -> None:
@@ -45,7 +44,7 @@ def _lower(graph: ir.Graph, node: ir.Node) -> None:
     layer = node.meta["layer"]
     codes, scale = weight_codes.codes_and_scale(layer)
     if (scale == scale[0]).all():
-        scale = scale[:1]  # one of the layer: the product spreads it
+        scale = scale[:1]  # one for the layer: the product broadcasts it
     scale = scale.reshape(-1, *[1] * (codes.ndim - 1))
     if layer.transposed:
         codes, scale = codes.T, scale.T

@@ -1,4 +1,4 @@
-"""Leave out biases that add nothing."""
+"""Remove biases that are all zeros."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from penjing.targets.onnxruntime import initializers
 
 
 class ZeroBiases(InPlacePass):
-    """The third input of ``Conv`` or ``Gemm`` goes where it is a constant of nothing but zeros."""
+    """Remove the third input of ``Conv`` or ``Gemm`` if it is a constant of zeros."""
 
     def call(self, model: ir.Model) -> PassResult:
         nodes = [node for node in model.graph if _adds_nothing(node)]
