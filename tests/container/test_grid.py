@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx_files import chain, graph
 
-from penjing.container import format, planes
+from penjing.container import format
 from penjing.container.damage import DamageError
 from penjing.container.planes import Content, element_type
+from penjing.container.planes.grid import GRID
 
-GRID = next(view for view in planes.VIEWS if view.name == "grid")
 TYPES = {"<f2": 10, "<f4": 1, "<f8": 11}
 
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_files import chain
 
-from penjing.container import format, planes
+from penjing.container import format
 from penjing.container.damage import DamageError
-from penjing.container.planes import Content, element_type
+from penjing.container.planes import Content, element_type, relative
 
-RELATIVE = next(view for view in planes.VIEWS if view.name == "relative")
+RELATIVE = relative.RELATIVE
 INT8 = element_type(3)
 
 
@@ -30,7 +30,7 @@ def join(stored: list[np.ndarray], number: int) -> list[int]:
 
 def test_the_papers_figure_2(monkeypatch):
     """Values at 1, 4 and 15 with differences of 3 bits: 1, 3, 8 with a filler zero, 3."""
-    monkeypatch.setattr(planes, "_FARTHEST", (8,))
+    monkeypatch.setattr(relative, "_FARTHEST", (8,))
     values = [0, 34, 0, 0, 9, *[0] * 10, 17]
     head, gaps, stored = split(values)
     assert head.tolist() == [128, 4, 0, 0, 0]
@@ -46,7 +46,7 @@ def test_the_first_may_be_at_the_start():
 
 @pytest.mark.parametrize("distance", [31, 32, 33, 64, 65])
 def test_distances_at_the_edge_of_five_bits(distance, monkeypatch):
-    monkeypatch.setattr(planes, "_FARTHEST", (32,))
+    monkeypatch.setattr(relative, "_FARTHEST", (32,))
     values = [7, 0] * 20 + [7, *[0] * (distance - 1), 7, 0]
     head, gaps, stored = split(values)
     assert gaps.max() <= 32
@@ -92,8 +92,8 @@ def test_the_longest_distance_is_the_one_that_takes_less(density, monkeypatch):
     file = chain(weights)
     found = len(format.encode(file, "huffman"))
     alone = []
-    for farthest in planes._FARTHEST:
-        monkeypatch.setattr(planes, "_FARTHEST", (farthest,))
+    for farthest in relative._FARTHEST:
+        monkeypatch.setattr(relative, "_FARTHEST", (farthest,))
         alone.append(len(format.encode(file, "huffman")))
     assert alone[0] != alone[1]
     assert found == min(alone)
