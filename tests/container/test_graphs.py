@@ -14,7 +14,6 @@ from onnx_files import graph
 
 from penjing.container import format, lengths, mixing, wire
 from penjing.container.damage import DamageError
-from penjing.container.phrases import PHRASES
 from penjing.container.streams import compress_skeleton
 
 
@@ -130,7 +129,7 @@ def test_probabilities_are_those_of_every_machine():
 
 def test_mixing_is_part_of_the_format():
     """A change of the phrases or of the model makes files unreadable."""
-    assert (len(PHRASES), zlib.crc32(PHRASES)) == (3853, 1095657360)
+    assert (len(mixing.PHRASES), zlib.crc32(mixing.PHRASES)) == (3853, 1095657360)
     short = lengths.shorten(*parts(small_net()))
     assert zlib.crc32(mixing.compress(short)) == 4084904501
 

@@ -14,10 +14,16 @@ import functools
 import math
 from collections.abc import Callable
 from operator import mul
+from pathlib import Path
 
 from penjing.container.arithmetic import shortest
-from penjing.container.phrases import PHRASES
 
+PHRASES = Path(__file__).with_name("phrases.bin").read_bytes()
+"""What the graphs of small nets have in common, in their short form; a change makes files unreadable.
+
+They are parts of graphs as penjing exports them, the rarer ones first: shared weights, integer
+kernels, a depthwise net in float, a residual net and a plain one in 8 bits.
+"""
 CONTEXTS: tuple[Callable[[bytes], bytes], ...] = (
     lambda read: read[-1:],
     lambda read: read[-2:],
