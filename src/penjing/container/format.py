@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from penjing.container import lengths, mixing, streams, wire
 from penjing.container.arithmetic import Memory
 from penjing.container.damage import DamageError
-from penjing.container.planes import Content, element_type
+from penjing.container.planes import Content, element_type, numbered
 from penjing.container.streams import Coded, Coder, Decoded, Reader, number
 from penjing.container.wire import LARGEST, Span
 
@@ -98,17 +100,30 @@ def encode(data: bytes, coder: Coder) -> bytes:
 
 def _encode_parts(data: bytes, spans: list[Span], coder: Coder) -> bytes:
     skeleton = wire.cut(data, spans)
-    memory: Memory = {}
-    seed = zlib.crc32(skeleton)
-    coded = []
-    for members in _groups(spans, VERSION):
-        joined = b"".join(data[span.start : span.start + span.size] for span in members)
-        coded.append(streams.encode(joined, _content(members), coder, memory, seed))
-    weights = b"".join(coded)
+    weights = _encode_streams(data, spans, coder, zlib.crc32(skeleton))
     graph = bytes([_PARTS]) + number(len(skeleton)) + _sized(streams.compress_skeleton(skeleton))
     most = len(graph) - len(weights) // _WORTH
     mixed = _mix_skeleton(skeleton, len(data)) if most > 0 else b""
     return (mixed if 0 < len(mixed) < most else graph) + weights
+
+
+def _encode_streams(data: bytes, spans: list[Span], coder: Coder, seed: int) -> bytes:
+    memory: Memory = {}
+    coded = []
+    for members in _groups(spans, VERSION):
+        joined = b"".join(data[span.start : span.start + span.size] for span in members)
+        coded.append(streams.encode(joined, _content(members), coder, memory, seed))
+    return b"".join(coded)
+
+
+def weight_bytes(tensors: Iterable[np.ndarray]) -> int:
+    """Return the bytes that ``tensors`` of a file, in their order in it, take in its container."""
+    data, spans = b"", []
+    for tensor in tensors:
+        kind = numbered(tensor.dtype.name)
+        spans.append(Span(len(data), tensor.nbytes, data_type=kind, dims=tensor.shape))
+        data += tensor.tobytes()
+    return len(_encode_streams(data, spans, "arithmetic", seed=0))
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,7 +21,7 @@ from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs, sharpen
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
-from penjing.targets.onnxruntime.export import packed_bytes
+from penjing.targets import STANDARD, FileSize, Target
 from penjing.tasks import Task, interval, outputs_of
 from penjing.tasks.interval import Comparison
 from penjing.tasks.task import SplitName
@@ -70,7 +70,7 @@ class CompressWeights(Technique):
             raise ValueError("give one of distortion, max_bytes and max_drop")
         return self
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Fold, measure sensitivities, search, round, correct.
 
         Raises ``PenjingError`` for NaN or infinity in a layer's weights or inputs, and when not even
@@ -89,7 +89,8 @@ class CompressWeights(Technique):
             model, found, batches[:-1] or batches, classifies=task.custom_loss is None
         )
         outputs = observation.collect(model, found, [some], moments=False)
-        search = _Search(layers.copied(model), task, known, outputs, some, batches[-1])
+        sizes = FileSize(target, task.example)
+        search = _Search(layers.copied(model), task, sizes, known, outputs, some, batches[-1])
         search.refine(search.distortion(self, roughly=True))
         attached = CompressedWeights(self, search)
         attached.choose(model, dependent=True)
@@ -150,12 +151,13 @@ class _Search:
         self,
         model: nn.Module,
         task: Task,
+        sizes: FileSize,
         known: dict[str, Sensitivity],
         outputs: dict[str, LayerStatistics],
         images: Tensor,
         unseen: Tensor,
     ) -> None:
-        self.model, self.task, self.known = model, task, known
+        self.model, self.task, self.sizes, self.known = model, task, sizes, known
         self.outputs, self.images, self.unseen = outputs, images, unseen
         self.classifies = task.custom_loss is None
         with evaluating(model):
@@ -238,15 +240,19 @@ class _Search:
         return self.originals[split], output, target
 
     def _for_size(self, size: int, roughly: bool) -> float:
-        """By the bytes of the integers alone, and those of the rest from whole files, until one is
-        not larger."""
+        """By the bytes of the integers alone, and those of the rest from estimates, until a real file
+        is not larger."""
         weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
         distortion, found = self.found, None
         for attempt in range(FILES):
-            file = self._file(distortion)
-            if found is not None and file <= size:
-                self.found = distortion
-                return distortion
+            compressed = self._compressed(distortion)
+            if found is None:
+                file = self.sizes.estimated(compressed)
+            else:
+                fits, file = self.sizes.at_most(compressed, size)
+                if fits:
+                    self.found = distortion
+                    return distortion
             rest = file - self._coded(distortion)
             spare = attempt * rate_distortion.CLOSE * size / 2
             wanted, first = size - rest - spare, math.log2(distortion)
@@ -269,9 +275,6 @@ class _Search:
     def _coded(self, distortion: float) -> int:
         return rate_distortion.coded_bytes(self.chosen(distortion).values())
 
-    def _file(self, distortion: float) -> int:
-        return packed_bytes(self._compressed(distortion).cpu(), self.task.example)
-
     def _compressed(self, distortion: float) -> nn.Module:
         model = layers.copied(self.model)
         found = layers.compressible(model)
@@ -280,6 +283,7 @@ class _Search:
         for name, layer in found.items():
             gain = self.known[name].bias_gain if name in self.known else 0.0
             _fix(layer, quantizers[layer], gain, distortion)
+            layers.unparametrize(layer)
         return model
 
     def put_on(

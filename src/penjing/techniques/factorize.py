@@ -22,6 +22,7 @@ from penjing.net import layers
 from penjing.net.norms import fold_batch_norm
 from penjing.net.observation import channel_axis, evaluating, hooked
 from penjing.progress import shown
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
@@ -62,7 +63,7 @@ class Factorize(Technique):
             raise ValueError("give one of ratio and variance")
         return self
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Replace layers by ``nn.Sequential`` of their factors.
 
         Raises:

@@ -20,7 +20,7 @@ from penjing.net.layers import IntegerWeights, Layer
 from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids, rate_distortion, rate_model
 from penjing.quantization.rate_distortion import GridWeights
-from penjing.targets.onnxruntime.export import packed_bytes
+from penjing.targets import STANDARD, FileSize, Target
 from penjing.tasks import Task
 from penjing.techniques.technique import Attached, Kind, Technique
 
@@ -40,7 +40,7 @@ has become zero hardly comes back."""
 AIM = 0.99
 """Of the size: what training aims at, so that next to nothing is left to cut."""
 LOOKS = (RAMP_END, 0.8, 0.9, 0.95)
-"""Of the training: when a whole file shows what of it is not weights."""
+"""Of the training: when the whole model shows what of its file is not weights."""
 START, STRONGEST = -7.0, 10.0
 """Octaves of strength: the first, and the most."""
 INTEGRAL, PROPORTIONAL = 80.0, 4.0
@@ -92,7 +92,7 @@ class PenalizeEntropy(Technique):
             raise ValueError("give either max_bytes (such as 40000) or times_smaller (such as 20)")
         return self
 
-    def attach(self, model: nn.Module, task: Task) -> PenalizedEntropy:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> PenalizedEntropy:
         """Put fine grids on the weights and see how much room the rest of the file leaves them.
 
         Raises ``PenjingError`` for NaN or infinity in a layer's weights, and for a size that leaves
@@ -110,7 +110,8 @@ class PenalizeEntropy(Technique):
             grid = LearnedGrid(_first_step(layer.weight.detach()), pressure).to(device)
             parametrize.register_parametrization(layer, "weight", grid, unsafe=True)
             links[layer] = grid
-        attached = PenalizedEntropy(self, links, groups, pressure, task, most)
+        sizes = FileSize(target, task.example)
+        attached = PenalizedEntropy(self, links, groups, pressure, sizes, most)
         rest = attached.rest(model)
         if pressure.wanted <= 0:
             raise PenjingError(
@@ -128,14 +129,15 @@ class PenalizedEntropy(Attached):
         grids: what rounds the weights of each layer.
         groups: channels that go together.
         pressure: how strong the penalty is.
-        most: largest size of the ``.penjing`` file in bytes.
+        sizes: how large the ``.penjing`` file is.
+        most: its largest size in bytes.
         spent: bits that the model of the coder gives the weights as they last were.
     """
 
     grids: dict[Layer, LearnedGrid]
     groups: list[Group]
     pressure: Pressure
-    task: Task
+    sizes: FileSize
     most: int
     spent: float = 0.0
 
@@ -185,22 +187,23 @@ class PenalizedEntropy(Attached):
         cut, spare = 0.0, 0
         for _ in range(FILES):
             codes = self._codes(cut)
-            excess = self._file(model, codes) - self.most
-            if excess <= 0:
+            fits, size = self.sizes.at_most(self._finished(model, codes), self.most)
+            if fits:
                 break
+            excess = size - self.most
             cut = self._cut(cut, _coded(codes) - excess - spare)
             spare += self.most // 500
         else:
             raise PenjingError(
                 f"no weights were found with which the file has {self.most} bytes, the last has "
-                f"{self.most + excess}; train for more epochs or allow a larger file."
+                f"{size}; train for more epochs or allow a larger file."
             )
         self._finish(model, codes)
 
     def rest(self, model: nn.Module) -> int:
-        """Bytes of the file that are not weights; what is left for weights becomes what is wanted."""
+        """Return the bytes of the file that are not weights; those left for weights become wanted."""
         codes = self._codes(0.0)
-        rest = self._file(model, codes) - _coded(codes)
+        rest = self.sizes.estimated(self._finished(model, codes)) - _coded(codes)
         self.pressure.wanted.fill_(8 * AIM * (self.most - rest))
         return rest
 
@@ -224,7 +227,8 @@ class PenalizedEntropy(Attached):
             codes[layer] = steps.sign() * sizes, float(grid.step().detach())
         return codes
 
-    def _file(self, model: nn.Module, codes: Codes) -> int:
+    def _finished(self, model: nn.Module, codes: Codes) -> nn.Module:
+        """Return the model that ``model`` becomes with these ``codes``."""
         names = {layer: name for name, layer in layers.compressible(model).items()}
         finished = copy.deepcopy(model)
         for module in finished.modules():
@@ -235,15 +239,15 @@ class PenalizedEntropy(Attached):
             same = found[names[layer]]
             of_copy[same] = integers * (same.weight.detach() != 0), step  # pruned ones stay so
         self._finish(finished, of_copy)
-        dead_channels.cut_dead(finished, self.task.example.to(integers.device))
-        return packed_bytes(finished, self.task.example)
+        dead_channels.cut_dead(finished, self.sizes.example.to(integers.device))
+        return finished
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
         """Plain layers with weights ``integers * step``, norms folded, scales and biases of few bits."""
         for layer, (integers, step) in codes.items():
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
-        fold_batch_norm(model, self.task.example.to(integers.device))
+        fold_batch_norm(model, self.sizes.example.to(integers.device))
         dead_channels.zero_constant(model, self.groups)
         for layer, (integers, _) in codes.items():
             _few_bits(layer, integers)

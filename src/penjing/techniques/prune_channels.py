@@ -15,6 +15,7 @@ from penjing.errors import PenjingError
 from penjing.net import channels, layers
 from penjing.net.channels import Group, Slice
 from penjing.net.profiling import profile
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task, outputs
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
@@ -48,7 +49,7 @@ class PruneChannels(Technique):
     round_to: int = Field(default=1, ge=1)
     images: int = Field(default=512, ge=1)
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Choose the channels and mask the weights that read them.
 
         Raises:

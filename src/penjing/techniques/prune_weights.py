@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from penjing.errors import PenjingError
 from penjing.net import layers
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
@@ -72,7 +73,7 @@ class PruneWeights(Technique):
     def changes(self) -> Kind:
         return Kind.ZEROS if self.pattern is None else Kind.BLOCKS
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Mask the least important weights.
 
         Raises:

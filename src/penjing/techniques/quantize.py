@@ -21,6 +21,7 @@ from penjing.quantization.error_compensation import compensated
 from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques import by_layer
 from penjing.techniques.by_layer import ByLayer
@@ -60,7 +61,7 @@ class Quantize(Technique):
     def changes(self) -> Kind:
         return Kind.SIGNS if 1 in by_layer.values(self.weight_bits) else Kind.GRID
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Fold, calibrate, round, correct what rounding did to the outputs.
 
         Raises ``PenjingError`` for NaN or infinity in a layer's weights or inputs, and for a sparse

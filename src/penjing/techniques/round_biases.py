@@ -14,6 +14,7 @@ from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
@@ -33,7 +34,7 @@ class RoundBiases(Technique):
     bits: ByLayer[Annotated[int, Field(ge=2, le=16)]] = 4
     """Of the integers, with their sign."""
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Fold, round. Raises ``PenjingError`` where no layer has a bias."""
         device = next(model.parameters()).device
         fold_batch_norm(model, task.example.to(device))

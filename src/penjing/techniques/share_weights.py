@@ -14,6 +14,7 @@ from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.net.layers import CodebookWeights, Layer
 from penjing.net.norms import fold_batch_norm
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
@@ -38,7 +39,7 @@ class ShareWeights(Technique):
     linear_bits: int | None = Field(default=None, ge=1, le=8)
     """Bits of fully connected layers, whatever ``bits`` says; None takes ``bits``."""
 
-    def attach(self, model: nn.Module, task: Task) -> Attached:
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Fold, cluster, replace. Raises ``PenjingError`` for NaN or infinity in a layer's weights."""
         for name, layer in layers.compressible(model).items():
             _check(name, layer)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penjing.net.dead_channels import cut_dead
 from penjing.net.plain import plain
+from penjing.targets import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques import by_layer
 
@@ -74,8 +75,9 @@ class Technique(BaseModel, ABC):
         return by_layer.for_each(getattr(self, setting), names, default, called)
 
     @abstractmethod
-    def attach(self, model: nn.Module, task: Task) -> Attached:
-        """Put the technique on ``model``, in place, at full strength."""
+    def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
+        """Put the technique on ``model``, in place, at full strength; ``target`` says how large files
+        get."""
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ Each view has a module of its own; ``view`` says what one is.
 
 from penjing.container.planes.bytes import BYTES
 from penjing.container.planes.codebook import CODEBOOK
-from penjing.container.planes.elements import ElementType, element_type
+from penjing.container.planes.elements import ElementType, element_type, numbered
 from penjing.container.planes.grid import GRID
 from penjing.container.planes.integers import INTEGERS
 from penjing.container.planes.masked import MASKED
@@ -26,4 +26,5 @@ __all__ = [
     "View",
     "element_type",
     "entropy",
+    "numbered",
 ]

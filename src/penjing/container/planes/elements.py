@@ -48,3 +48,8 @@ _TYPES = {
 def element_type(data_type: int) -> ElementType:
     """The element type of ONNX's number ``data_type``; plain bytes for an unknown one."""
     return _TYPES.get(data_type, _UNKNOWN)
+
+
+def numbered(name: str) -> int:
+    """Return ONNX's number of the element type ``name``, such as ``float32``."""
+    return next(number for number, kind in _TYPES.items() if kind.name == name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass
 from torch import Tensor, nn
 
-from penjing import container
 from penjing.net import layers
 from penjing.net.layers import IntegerWeights
 from penjing.net.norms import fold_batch_norm
@@ -86,14 +84,6 @@ def lower(
         step(made.graph)
     ir.save(made.graph, str(path))
     return Lowered(notes, _places(model, made.graph.graph))
-
-
-def packed_bytes(model: nn.Module, example: Tensor) -> int:
-    """Return the bytes of the ``.penjing`` file of ``model``; the file is not kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder, "model.onnx")
-        export(model, example, graph)
-        return container.pack(graph, Path(folder, "model.penjing"))
 
 
 def _places(model: nn.Module, graph: ir.Graph) -> dict[str, list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from torch import nn
 
 from penjing.errors import PenjingError
 from penjing.net.layers import IntegerWeights
@@ -37,6 +38,28 @@ def codes_and_scale(layer: DeployedLayer) -> tuple[np.ndarray, np.ndarray]:
             "quantize attached, or apply it last."
         )
     return codes.astype(np.int32), scale
+
+
+def stored_tensors(model: nn.Module) -> list[np.ndarray]:
+    """Return what the file of ``model``, which has no parametrizations, stores: the integers of its
+    layers (int8, or int16 for grids of 16 bits), then all that is float32; a scale that all channels
+    share is one value.
+
+    Raises what ``codes_and_scale`` raises.
+    """
+    integers, floats, scales = [], [], []
+    for name, module in model.named_modules():
+        held = dict(module.named_parameters(recurse=False)) | dict(
+            module.named_buffers(recurse=False)
+        )
+        kind = getattr(module, "weight_format", None)
+        if isinstance(kind, IntegerWeights):
+            weight = held.pop("weight").detach().cpu().numpy()
+            codes, scale = codes_and_scale(DeployedLayer(name, weight, kind, None))
+            integers.append(codes.astype(np.int16 if kind.bits == 16 else np.int8))
+            scales.append(scale[:1] if (scale == scale[0]).all() else scale)
+        floats += [value.detach().cpu().numpy().astype(np.float32) for value in held.values()]
+    return [*integers, *floats, *scales]
 
 
 def stored(

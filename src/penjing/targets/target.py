@@ -1,0 +1,60 @@
+"""What a way to run nets has to be able to do, and how large its files get."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from penjing import container
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+
+class Target(Protocol):
+    """A file format and the runtime that reads it."""
+
+    @property
+    def name(self) -> str:
+        """The runtime's name."""
+
+    def packed_bytes(self, model: nn.Module, example: Tensor) -> int:
+        """Make the ``.penjing`` file of ``model`` and return its bytes; the file is not kept.
+
+        ``example`` is one input, float32 ``[1, C, H, W]``.
+        """
+
+    def tensors(self, model: nn.Module) -> list[np.ndarray]:
+        """Return the parameters of ``model`` as its file stores them: integers, scales, biases ..."""
+
+
+class FileSize:
+    """How large the ``.penjing`` files of a model and its variants are on a ``target``.
+
+    Making a file takes long. The first one shows what in it is not weights; from then on the size
+    follows from what the container's coder spends on the weights.
+    """
+
+    def __init__(self, target: Target, example: Tensor) -> None:
+        self.target, self.example = target, example
+        self._graph: int | None = None
+
+    def measured(self, model: nn.Module) -> int:
+        """Return the bytes of the real file, by which estimates are corrected."""
+        size = self.target.packed_bytes(model, self.example)
+        self._graph = size - container.weight_bytes(self.target.tensors(model))
+        return size
+
+    def estimated(self, model: nn.Module) -> int:
+        """Return the bytes that the file will have, give or take a few; the first file is a real one."""
+        if self._graph is None:
+            return self.measured(model)
+        return self._graph + container.weight_bytes(self.target.tensors(model))
+
+    def at_most(self, model: nn.Module, most: int) -> tuple[bool, int]:
+        """Return whether the file has at most ``most`` bytes, and how many: of the real file where it
+        has, or should have."""
+        size = self.estimated(model)
+        if size <= most:
+            size = self.measured(model)
+        return size <= most, size
