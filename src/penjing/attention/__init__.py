@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Crop", "Detector", "Found", "Motion", "Pipeline", "load", "save", "train"]
 
 STEPS = 12_000
-"""Of a detector's training, if nothing else is asked for."""
+"""Default number of steps of a detector's training."""
 MOST_EPOCHS = 1000
-"""Passes over the images that they may make."""
+"""Largest number of passes over the images for these steps."""
 
 _HOME = {
     "Crop": "crop",

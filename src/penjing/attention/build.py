@@ -1,4 +1,4 @@
-"""From boxes on images to a detector on disk: design, training, quantization, threshold, card."""
+"""Build a detector from boxes on images: design, training, quantization, threshold, card."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from penjing.training import TrainSettings
 Boxes = NDArray[np.floating]
 
 SMALLEST_OBJECT = 5.0
-"""Short side in input pixels that nearly all objects should have to be found."""
+"""Short side that nearly all objects should have in the input, px."""
 NEARLY_ALL = 5.0
-"""Percentile of the objects' sizes that decides about the input's size."""
+"""Percentile of the objects' sizes that decides the input's size."""
 VALIDATION = 0.1
 BATCH = 16
 COLOUR_SAMPLE = 64
-"""Images that are looked at for colours."""
+"""Number of images that are checked for colours."""
 FIRST_SHARE = 0.15
-"""Of the passes, after which the detector's errors on the training images become hard negatives."""
+"""Share of the passes before the detector's errors on the training images become hard negatives."""
 HARD_NEGATIVES = 1.0
-"""An image, on average, at most."""
+"""Largest average number of hard negatives an image."""
 BESIDE = 0.1
-"""IoU with a true box up to which a detection shows something else."""
+"""Largest IoU of a hard negative with a true box."""
 FALSE_POSITIVES = 0.1
-"""An image, on the validation images, at which the threshold is set."""
+"""False positives an image, on the validation images, at which the threshold is set."""
 QUANTIZED_SHARE = 0.1
-"""Of the passes, in which weights and activations are quantized."""
+"""Share of the passes with quantization-aware training."""
 
 
 def train(
@@ -69,23 +69,22 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Card:
-    """Train a detector from scratch on boxes, quantize it to 8 bits in training, and write it.
-
-    The same call goes on where a killed one stopped.
+    """Train a detector from scratch on boxes, with 8-bit quantization-aware training at the end, and
+    write it. The same call resumes an interrupted one.
 
     Args:
         data: training boxes as COCO JSON, see ``coco.read``.
-        images: folder of the images; None is that of the JSON file that lists them.
+        images: folder of the images; None is the folder of the JSON file that lists them.
         folder: gets ``model.onnx`` and ``model.penjing`` with decoding inside, and ``card.json``.
         validation, test: boxes on other images; without validation a tenth of the training images is
-            split off. The card's score (AP50) is of the test images, if there are any.
-        validation_images, test_images: folders of theirs; None is ``images``.
-        budget: most bytes of ``model.penjing``.
+            split off. The card's score (AP50) is that on the test images, if there are any.
+        validation_images, test_images: folders of these images; None is ``images``.
+        budget: largest size of ``model.penjing``, bytes.
         epochs: passes over the training images in all; None takes as many as make ``STEPS``
             steps, at most ``MOST_EPOCHS``.
-        seed: of the split, the first weights and the order of the images.
-        threads: of the runtime, for the latency in the card.
-        device: where to train.
+        seed: random seed of the split, the initial weights and the order of the images.
+        threads: threads of the runtime, for the latency in the card.
+        device: device to train on.
         progress: show progress bars on standard error.
 
     Raises:
@@ -133,7 +132,7 @@ def task_of(
     channels: int,
     hard: list[Boxes] | None = None,
 ) -> Task:
-    """Detection as a task: targets are boxes, the loss is of heat maps, the score is AP50.
+    """Make a detection task: targets are boxes, the loss compares heat maps, the score is AP50.
 
     ``hard`` are the hard negatives of each training image, see ``BoxImages``.
     """
@@ -145,10 +144,10 @@ def task_of(
 
 
 def hard_negatives(model: nn.Module, task: Task) -> list[Boxes]:
-    """Of each training image, what ``model`` wrongly takes for objects: boxes ``[n, 4]``.
+    """Find the hard negatives of each training image, boxes ``[n, 4]`` that ``model`` wrongly detects.
 
-    They are the surest ones, at most one an image on average, away from all true boxes: a box that
-    lies badly on its object is no negative.
+    They are those with the highest scores, at most one an image on average, away from all true boxes:
+    an inaccurate box of an object is no negative.
     """
     maps, target = outputs_of(model, task.batches("train", BATCH))
     found, _ = boxes_in(decode(maps), target)
@@ -163,14 +162,15 @@ def hard_negatives(model: nn.Module, task: Task) -> list[Boxes]:
 
 
 def score(output: Tensor, target: Tensor) -> float:
-    """AP50 of maps ``[N, 5, h, w]`` or detections ``[N, K, 5]`` for boxes ``[N, m, 5]``."""
+    """Compute AP50 of maps ``[N, 5, h, w]`` or detections ``[N, K, 5]`` for boxes ``[N, m, 5]``."""
     found = decode(output) if output.dim() == 4 else output
     return detection_metrics.average_precision(*boxes_in(found, target))["AP50"]
 
 
 def figures(detections: Tensor, target: Tensor, threshold: float) -> dict[str, float]:
-    """What a card says about a detector: COCO's AP, recall at 0.1 false positives an image, and
-    recall and false positives an image at ``threshold``."""
+    """Compute the figures of a detector's card: COCO's AP, recall at 0.1 false positives an image, and
+    recall and false positives an image at ``threshold``, from detections ``[N, K, 5]`` and boxes
+    ``[N, m, 5]``."""
     found, truth = boxes_in(detections, target)
     recall, _ = detection_metrics.recall_at(found, truth, FALSE_POSITIVES)
     kept = [boxes[boxes[:, 4] >= threshold] for boxes in found]
@@ -184,9 +184,9 @@ def figures(detections: Tensor, target: Tensor, threshold: float) -> dict[str, f
 
 
 def boxes_in(detections: Tensor, target: Tensor) -> tuple[list[Boxes], list[Boxes]]:
-    """Found boxes ``[n, 5]`` and true ones ``[m, 4]`` of each image.
+    """Return the detected boxes ``[n, 5]`` and the true ones ``[m, 4]`` of each image.
 
-    What is found in a crowd, and is none of the true ones, is left out: it doesn't matter.
+    Detections in a crowd that match no true box are left out.
     """
     found = [part[part[:, 4] > 0].numpy() for part in detections]
     truth = [part[part[:, 4] == 1, :4].numpy() for part in target]
@@ -196,7 +196,8 @@ def boxes_in(detections: Tensor, target: Tensor) -> tuple[list[Boxes], list[Boxe
 
 
 def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
-    """Training in float, before and after hard negatives are known, then on 8-bit grids."""
+    """Make the recipe: training in float, before and after hard negatives are known, then 8-bit
+    quantization-aware training."""
     total = epochs or min(STEPS * BATCH / max(images, BATCH), MOST_EPOCHS)
     settings = TrainSettings(
         epochs=total * FIRST_SHARE,
@@ -222,9 +223,9 @@ def recipe(images: int, epochs: float | None, seed: int) -> Recipe:
 
 
 def input_size(images: Sequence[Annotated]) -> tuple[int, int]:
-    """Height and width in pixels of the smallest input in which nearly all objects can be seen.
+    """Choose the height and width, px, of the smallest input in which nearly all objects can be seen.
 
-    It has the shape of the median image. All but one in twenty objects have at least 5 pixels on
+    Its aspect is that of the median image. All but one in twenty objects have at least 5 pixels on
     their short side in it, or it is as large as it can be.
     """
     aspect = float(np.median([image.width / image.height for image in images]))
@@ -239,13 +240,14 @@ def input_size(images: Sequence[Annotated]) -> tuple[int, int]:
 
 
 def all_grey(images: Sequence[Annotated]) -> bool:
-    """Whether the first images have no colours, so that a grey detector sees the same."""
+    """Whether the first images have no colours, so that a grey detector is enough."""
     frames = (read(image.path) for image in images[:COLOUR_SAMPLE])
     return all((frame == frame[..., :1]).all() for frame in frames)
 
 
 def align_pixels(model: nn.Module) -> None:
-    """Put the first layer's input on the grid of pixels, so that they need no quantizing."""
+    """Set the first layer's input scale to 1/255 and zero point to 0, so that pixels are its
+    integers."""
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.input_quantizer = InputQuantizer(0.0, 1.0, bits=8)
     first.input_quantizer.freeze()
@@ -254,7 +256,7 @@ def align_pixels(model: nn.Module) -> None:
 def _read(
     given: dict[str, tuple[str | Path | None, str | Path | None]], seed: int
 ) -> dict[str, list[Annotated]]:
-    """The images of each split, from its JSON file and the folder of its images."""
+    """Read the images of each split, from its JSON file and the folder of its images."""
     splits = {
         name: coco.read(file, images) for name, (file, images) in given.items() if file is not None
     }
@@ -274,7 +276,7 @@ def _read(
 
 
 def _threshold(model: nn.Module, task: Task, path: Path) -> float:
-    """The score at which the file, not the PyTorch model, has the wanted false positives."""
+    """Find the score at which the file, not the PyTorch model, has ``FALSE_POSITIVES``."""
     finish = [Decoding(), PixelInput()]
     batches = task.calibration(artifact.CALIBRATION)
     export(model, task.example, path, calibration=batches, finish=finish)
@@ -285,7 +287,7 @@ def _threshold(model: nn.Module, task: Task, path: Path) -> float:
 def _notes(
     card: Card, images: Sequence[Annotated], height: int, width: int, budget: int
 ) -> list[str]:
-    """What the user should know before relying on the detector."""
+    """Write warnings for the user about the detector's size and small objects."""
     notes = []
     if card.packed_bytes > budget:
         notes.append(f"the packed file has {card.packed_bytes:,} bytes, the budget is {budget:,}")
@@ -301,12 +303,12 @@ def _notes(
 
 
 def _shares(image: Annotated) -> NDArray[np.float32]:
-    """Width and height of each box as a share of the image's, ``[m, 2]``."""
+    """Return width and height of each object as shares of the image's, ``[m, 2]``."""
     objects = image.boxes[image.boxes[:, 4] == 1]
     return objects[:, 2:4] - objects[:, :2]
 
 
 def _multiple(side: float) -> int:
-    """``side`` made larger to what the network takes."""
+    """Round ``side`` up to a size that the network takes."""
     whole = math.ceil(side / COARSEST - 0.01) * COARSEST
     return min(max(whole, SMALLEST_SIDE), LARGEST_SIDE)

@@ -1,7 +1,7 @@
-"""A whole pipeline as one file: detector, crop, model, and what they take on this machine.
+"""Bundles: a whole pipeline as one file, with detector, crops, model and a card of latencies.
 
 The file is a ZIP archive without compression of ``pipeline.json``, ``card.json``,
-``detector.penjing`` and, where there is a model behind, ``model.onnx`` or ``model.penjing``.
+``detector.penjing`` and, if there is a model behind, ``model.onnx`` or ``model.penjing``.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ LARGEST = {
     "model.onnx": LARGEST_MODEL,
     "model.penjing": LARGEST_MODEL,
 }
-"""The members that there may be, and bytes that each may have; what declares more is not read."""
+"""Largest size of each possible member, bytes; larger ones are rejected."""
 DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError)
-"""What the standard library raises for archives that it cannot read."""
+"""Errors that the standard library raises for archives that it cannot read."""
 NEVER = 10**9
-"""Frames that no measurement reaches."""
+"""Number of frames that no measurement reaches."""
 
 
 class Plan(BaseModel):
-    """What ``pipeline.json`` holds."""
+    """Contents of ``pipeline.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,8 +66,8 @@ def save(
     give them to ``load``.
 
     Args:
-        frames: what the camera sees, uint8 RGB ``[H, W, 3]``, some with an object: the latencies in
-            the card are measured on them.
+        frames: frames of the camera, uint8 RGB ``[H, W, 3]``, some with an object, on which the
+            latencies in the card are measured.
 
     Raises:
         PenjingError: the model is a Python function, or a module whose crops differ in width; no
@@ -103,7 +103,10 @@ def load(
     enough: Callable[[Any], bool] | None = None,
     threads: int = 1,
 ) -> Pipeline:
-    """The pipeline in a bundle. Nothing in it is executed or unpickled.
+    """Load the pipeline in a bundle. No code in it is executed or unpickled.
+
+    Args:
+        postprocess, enough, threads: as in ``Pipeline``.
 
     Raises:
         PenjingError: the file cannot be read or is no bundle.
@@ -133,7 +136,11 @@ def load(
 
 
 def card(path: str | Path) -> dict[str, Any]:
-    """What was measured when the bundle was saved."""
+    """Read the card of a bundle: its sizes, and latencies measured when it was saved.
+
+    Raises:
+        PenjingError: the file cannot be read or is no bundle.
+    """
     try:
         return dict(json.loads(_members(Path(path), [CARD])[CARD]))
     except (ValueError, TypeError) as error:
@@ -143,7 +150,7 @@ def card(path: str | Path) -> dict[str, Any]:
 
 
 def _members(path: Path, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
-    """The members of the archive by name (all of them known), or those that are wanted."""
+    """Read the members of the archive by name, all or those that are wanted."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -175,11 +182,11 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 
 def _check_size(path: Path, entry: zipfile.ZipInfo) -> None:
-    """Before anything is read: no member takes more memory than its bytes in the file."""
+    """Raise PenjingError before a member is read that declares more bytes than it has or may have."""
     name, limit = entry.filename, LARGEST[entry.filename]
     if entry.compress_type != zipfile.ZIP_STORED:
         raise PenjingError(
-            f"{path}: its member {name} is compressed, as no bundle's is; save it again."
+            f"{path}: its member {name} is compressed, which bundles do not allow; save it again."
         )
     there = min(entry.compress_size, path.stat().st_size)
     if entry.file_size > limit or entry.file_size != there:
@@ -249,12 +256,12 @@ def _card(
 
 
 def latencies(pipeline: Pipeline, frames: Sequence[NDArray[np.uint8]]) -> dict[str, dict[str, Any]]:
-    """Milliseconds (median, tenth and ninetieth percentile) of the parts of ``pipeline``, timed in
-    turns, without ``postprocess``; OpenCV has one thread.
+    """Measure the latency, ms (median, 10th and 90th percentile), of the parts of ``pipeline``, timed
+    in turns, without ``postprocess``; OpenCV has one thread.
 
-    They are its detector and its gate, one object's crops with the model, a whole frame in which
+    The parts are its detector and its gate, one object's crops with the model, a whole frame in which
     nothing or something is found, one between two runs of the detector, and one that the gate keeps
-    from it. What ``frames`` do not show is left out.
+    from it. Parts that ``frames`` do not show are left out.
 
     Raises:
         PenjingError: there are no frames.
@@ -304,6 +311,6 @@ def _calls(
 
 
 def _again(pipeline: Pipeline, **changes: Any) -> Pipeline:
-    """The same pipeline before its first frame."""
+    """Make a copy of ``pipeline`` before its first frame, with ``changes``."""
     crops = pipeline.crops or None
     return Pipeline(pipeline.detector, crops, pipeline.model, enough=pipeline.enough, **changes)

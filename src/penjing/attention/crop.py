@@ -1,4 +1,4 @@
-"""From a box in a frame to the input of the model behind: margins, shape, size, scale of values."""
+"""Cut the model's input out of a frame around a box: margins, shape, size, scale of values."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ Frame = NDArray[np.uint8]
 Box = Sequence[float] | NDArray[np.floating]
 
 WIDER = (-0.2, 0.4)
-"""Margins that ``learn`` tries, as shares of the box."""
+"""Range of the margins that ``learn`` tries, as shares of the box."""
 
 
 class Crop(BaseModel):
-    """Which part of the frame around a box the model sees, and as what.
+    """Settings of a crop: the region of the frame around a box, and its form as the model's input.
 
     Attributes:
-        left, top, right, bottom: added on that side, as a share of the box's width or height;
-            negative cuts into the box.
-        aspect: width by height of the region; its shorter side grows to it, as far as the frame
-            reaches. None keeps the shape.
+        left, top, right, bottom: margin added on that side, as a share of the box's width or height;
+            a negative one cuts into the box.
+        aspect: width divided by height of the region; its shorter side grows to it, as far as the
+            frame reaches. None keeps the shape.
         min_size: least width and height of the region in the frame's pixels, if the frame has them.
-        align: the region's left and top, and where the frame goes on its right and bottom, are
+        align: the region's left and top, and its right and bottom unless they are the frame's, are
             multiples of it, in the frame's pixels.
-        height: of the model's input, pixels.
-        width: of the model's input; None is the region's own width at ``height``, times ``stretch``,
-            at least ``min_width`` and at most ``max_width``, made a multiple of ``multiple``.
+        height: height of the model's input, px.
+        width: width of the model's input, px; None is the region's own width at ``height``, times
+            ``stretch``, rounded up to a multiple of ``multiple``, between ``min_width`` and
+            ``max_width``.
         channels: 3 (RGB) or 1 (grey).
-        bgr: whether the model wants blue first.
-        mean, std: of pixels in [0, 1], one value, or one a channel: the input is
-            (pixel - mean) / std.
+        bgr: whether the model takes blue first.
+        mean, std: mean and standard deviation of pixels in [0, 1], one value, or one a channel: the
+            input is (pixel - mean) / std.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,8 +74,8 @@ class Crop(BaseModel):
         return self
 
     def region(self, box: Box, frame_height: int, frame_width: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the region around ``box`` (the same, in the frame's pixels):
-        integers inside the frame, with at least one pixel."""
+        """Return left, top, right, bottom of the region around ``box``, both in the frame's pixels:
+        integers inside the frame, with at least one pixel between."""
         left, top, right, bottom = (float(side) for side in box[:4])
         width, height = right - left, bottom - top
         left, right = left - self.left * width, right + self.right * width
@@ -87,7 +88,7 @@ class Crop(BaseModel):
         return int(left), int(top), int(right), int(bottom)
 
     def cut(self, frame: Frame, box: Box) -> NDArray[np.float32]:
-        """The model's input, float32 ``[1, channels, height, width]``, of ``box`` in ``frame``
+        """Cut the model's input, float32 ``[1, channels, height, width]``, of ``box`` out of ``frame``
         uint8 RGB ``[H, W, 3]``."""
         left, top, right, bottom = self.region(box, *frame.shape[:2])
         part = frame[top:bottom, left:right]
@@ -107,7 +108,7 @@ class Crop(BaseModel):
         return np.ascontiguousarray((pixels * scale + shift).transpose(2, 0, 1)[None])
 
     def _side(self, low: float, high: float, length: float, limit: int) -> tuple[int, int]:
-        """The span of at least ``length`` around that from ``low`` to ``high``, within ``limit``."""
+        """Widen ``low`` to ``high`` to a span of at least ``length``, within 0 and ``limit``."""
         spare = max(0.0, length - (high - low)) / 2
         low, high = low - spare, high + spare
         start = math.floor(round(low / self.align, 6)) * self.align
@@ -136,18 +137,18 @@ def learn(
     jitter: float = 0.04,
     seed: int = 0,
 ) -> Crop:
-    """``crop`` with the margins at which the model behind does best on ``samples``.
+    """Return ``crop`` with the margins at which the model behind has the best score on ``samples``.
 
     The four margins are searched by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011),
-    those of ``crop`` first.
+    starting from those of ``crop``.
 
     Args:
         samples: frames with a box each, true ones or a detector's.
-        score: of the model on all inputs that are cut, in the order of ``samples``; higher is better.
-        trials: margins that are tried.
+        score: scores the model on all inputs, in the order of ``samples``; higher is better.
+        trials: number of margins to try.
         jitter: standard deviation by which each side of each box is moved, as a share of its length,
-            so that the margins bear a detector's errors; 0 for a detector's own boxes.
-        seed: of the jitter and the search.
+            so that the margins allow for a detector's errors; 0 for a detector's own boxes.
+        seed: random seed of the jitter and the search.
 
     Raises:
         PenjingError: no samples.
@@ -178,7 +179,7 @@ def learn(
 def jittered(
     samples: Sequence[tuple[Frame, Box]], jitter: float, seed: int
 ) -> list[tuple[Frame, NDArray[np.float64]]]:
-    """The samples with each side of each box moved at random, see ``learn``."""
+    """Move each side of each box of ``samples`` at random, see ``learn``."""
     random = np.random.default_rng(seed)
     moved = []
     for frame, box in samples:

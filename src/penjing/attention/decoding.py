@@ -1,4 +1,4 @@
-"""From maps to boxes: in PyTorch for training, as operators inside the deployed file."""
+"""Decode maps to boxes: in PyTorch for training, as operators inside the deployed file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from penjing.attention.loss import LARGEST_LOG, boxes_of
 from penjing.targets.onnxruntime import initializers
 
 SLOTS = 64
-"""Detections an image has at most."""
+"""Largest number of detections an image."""
 OVERLAP = 0.5
 """IoU above which the lower of two detections is suppressed."""
 NO_PEAK = -1e4
-"""Logit of cells beside a peak."""
+"""Logit of cells that are no peaks."""
 
 
 def decode(maps: Tensor) -> Tensor:
-    """Detections float32 ``[N, 64, 5]`` of maps float32 ``[N, 5, h, w]`` (see ``HeatMapNet``).
+    """Decode maps float32 ``[N, 5, h, w]`` (see ``HeatMapNet``) to detections float32 ``[N, 64, 5]``.
 
     Each is left, top, right, bottom as shares of the image's size, and a score in [0, 1], best
-    first; what is suppressed keeps its place, with the score 0. A cell counts if it is the highest
+    first; suppressed ones keep their place, with the score 0. A cell counts if it is the highest
     of its 3 x 3 neighbourhood (CenterNet, arXiv:1904.07850); of overlapping boxes the best remains.
     """
     height, width = maps.shape[2:]
@@ -44,7 +44,7 @@ def decode(maps: Tensor) -> Tensor:
 
 
 class Decoding(InPlacePass):
-    """Let the graph give ``detections``, as ``decode`` does, instead of the maps."""
+    """Make ``detections``, as of ``decode``, the graph's output instead of the maps."""
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
@@ -68,7 +68,7 @@ class Decoding(InPlacePass):
 
 
 class Threshold(InPlacePass):
-    """Write the score from which an object counts as found into the file."""
+    """Write the score threshold of detections into the file's metadata."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -79,7 +79,7 @@ class Threshold(InPlacePass):
 
 
 class _Writer:
-    """Appends operators to a graph."""
+    """Append operators and constants to a graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -112,7 +112,7 @@ def _detections(
 
 
 def _peaks(write: _Writer, centre: ir.Value, height: int, width: int) -> tuple[ir.Value, ir.Value]:
-    """Logits and cells ``[N, K]`` of the highest peaks."""
+    """Write operators that give logits and cells ``[N, K]`` of the highest peaks."""
     highest = write("MaxPool", centre, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1])
     none = write.constant("no_peak", NO_PEAK)
     masked = write("Where", write("Equal", centre, highest), centre, none)
@@ -124,7 +124,7 @@ def _peaks(write: _Writer, centre: ir.Value, height: int, width: int) -> tuple[i
 
 
 def _boxes(write: _Writer, sides: ir.Value, cells: ir.Value, height: int, width: int) -> ir.Value:
-    """Boxes ``[N, K, 4]`` at ``cells`` as shares of the image."""
+    """Write operators that give boxes ``[N, K, 4]`` at ``cells`` as shares of the image."""
     flat = write("Reshape", sides, write.constant("sides", [0, 4, height * width], np.int64))
     rows = write("Unsqueeze", cells, write.constant("first", [1], np.int64))
     index = write("Expand", rows, write.constant("four", [1, 4, 1], np.int64))
@@ -147,7 +147,7 @@ def _shares(height: int, width: int) -> list:
 
 
 def _picked(write: _Writer, boxes: ir.Value, scores: ir.Value) -> ir.Value:
-    """Image and slot ``[S, 2]`` of what non-maximum suppression leaves."""
+    """Write operators that give image and slot ``[S, 2]`` of boxes after non-maximum suppression."""
     most = write.constant("most", [SLOTS], np.int64)
     overlap = write.constant("overlap", [OVERLAP])
     chosen = write("NonMaxSuppression", boxes, scores, most, overlap)

@@ -1,4 +1,4 @@
-"""A detector at work: a frame in, boxes in the frame's pixels out. Needs no PyTorch."""
+"""Run a detector: from a frame to boxes in the frame's pixels. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from penjing.targets.onnxruntime import runtime
 from penjing.tasks.frames import check, to_input
 
 METADATA = "penjing.threshold"
-"""Key of the file's metadata that holds the score from which an object counts as found."""
+"""Key of the file's metadata that holds the score threshold of detections."""
 LARGEST = 10**8
-"""Bytes of a detector's ONNX file at most, also after unpacking."""
+"""Largest size of a detector's ONNX file, bytes, also after unpacking."""
 
 
 class Detector:
     """A trained detector on the CPU.
 
     Attributes:
-        source: the ONNX file it runs.
-        input_height, input_width, channels: of its input.
-        threshold: score from which an object counts as found.
+        source: bytes of the ONNX file.
+        input_height, input_width, channels: size of the input, px, and its channels.
+        threshold: smallest score of a detection.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Detector:
     def load(
         cls, path: str | Path, *, threads: int = 1, threshold: float | None = None
     ) -> Detector:
-        """The detector in a ``.penjing`` or ``.onnx`` file.
+        """Load the detector in a ``.penjing`` or ``.onnx`` file.
 
         Args:
-            threshold: None takes the one in the file, set in training.
+            threshold: smallest score of a detection; None takes the one in the file, set in training.
 
         Raises:
             PenjingError: the file cannot be read, or holds no detector.

@@ -1,4 +1,4 @@
-"""What a heat-map network learns from: centres by focal loss, sides by overlap."""
+"""The loss of a heat-map network: focal loss of centres, IoU loss of boxes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss
 
 LARGEST_LOG = 6.0
-"""Logarithms of distances are cut here and at its negative: e**6 cells are more than any input has,
-and a box without any height has no overlap to learn from."""
+"""Largest absolute logarithm of a distance: e**6 cells are more than any input has, and a box without
+any height has no overlap to learn from."""
 SPREAD = 0.54 / 6
-"""Standard deviation of a box's Gaussian by its side (Liu et al. 2019, arXiv:1909.00700)."""
+"""Standard deviation of a box's Gaussian as a share of its side (Liu et al. 2019,
+arXiv:1909.00700)."""
 NARROWEST = 0.4
-"""Smallest standard deviation in cells: a plate may be less than a cell high."""
+"""Smallest standard deviation, cells: an object may be less than a cell high."""
 TRAINED = 0.3
-"""Cells learn the sides of the box whose Gaussian is at least so high in them."""
+"""Smallest value of a box's Gaussian in a cell that learns the box's sides."""
 SIDES_WEIGHT = 2.0
 
 
 def detection_loss(maps: Tensor, target: Tensor) -> Tensor:
-    """Scalar loss of ``maps`` float32 ``[N, 5, h, w]`` for boxes ``target`` float32 ``[N, m, 5]``.
+    """Compute the scalar loss of ``maps`` float32 ``[N, 5, h, w]`` for boxes ``target`` float32
+    ``[N, m, 5]``.
 
-    Penalty-reduced focal loss of the centres (CenterNet, arXiv:1904.07850, equation 1) and complete
-    IoU loss of the boxes (Zheng et al. 2020, arXiv:1911.08287) in the cells around a centre, both
-    divided by the number of objects. Boxes that are marked 0 count for nothing.
+    It is the penalty-reduced focal loss of the centres (CenterNet, arXiv:1904.07850, equation 1) and
+    the complete IoU loss of the boxes (Zheng et al. 2020, arXiv:1911.08287) in the cells around a
+    centre, both divided by the number of objects. Boxes that are marked 0 are ignored.
     """
     height, width = maps.shape[2:]
     with torch.no_grad():
@@ -35,7 +37,7 @@ def detection_loss(maps: Tensor, target: Tensor) -> Tensor:
 
 
 def boxes_of(sides: Tensor) -> Tensor:
-    """Boxes in cells, float32 ``[N, h, w, 4]``, of distances' logarithms ``[N, 4, h, w]``."""
+    """Convert logarithms of distances ``[N, 4, h, w]`` to boxes in cells, float32 ``[N, h, w, 4]``."""
     height, width = sides.shape[2:]
     x = torch.arange(width, device=sides.device) + 0.5
     y = torch.arange(height, device=sides.device)[:, None] + 0.5
@@ -44,7 +46,8 @@ def boxes_of(sides: Tensor) -> Tensor:
 
 
 def _draw(target: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Heat ``[N, h, w]``, the box that owns each cell, cells without loss, boxes in cells."""
+    """Draw the target heat map ``[N, h, w]``; returns also the box that owns each cell, the cells
+    without loss, and the boxes in cells."""
     scale = target.new_tensor([width, height, width, height])
     boxes = target[..., :4] * scale
     real, crowd = target[..., 4] == 1, target[..., 4] == 0
@@ -67,7 +70,7 @@ def _draw(target: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _bell(cells: Tensor, centre: Tensor, side: Tensor) -> Tensor:
-    """Gaussian along one axis, exactly 1 in the cell that holds the centre: ``[N, m, cells]``."""
+    """Compute Gaussians along one axis, ``[N, m, cells]``, exactly 1 in the centre's cell."""
     deviation = (side * SPREAD).clamp(min=NARROWEST)
     distance = cells - centre.floor()[..., None]
     return torch.exp(-(distance**2) / (2 * deviation[..., None] ** 2))

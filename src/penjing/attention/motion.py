@@ -1,4 +1,4 @@
-"""A gate before the detector: where nothing moves, nothing needs to be looked for."""
+"""A motion gate, which runs the detector only when something moves."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 WIDTH = 80
-"""Of the grey picture that is compared, pixels."""
+"""Width of the grey pictures that are compared, px."""
 
 
 class Motion(BaseModel):
-    """How much must change for the detector to run.
+    """Settings of the motion gate.
 
     The frame, grey and 80 pixels wide, is compared with a running average of the frames before
-    (Wren et al. 1997, "Pfinder"); what has changed is counted after a shift of the whole picture's
-    brightness is taken out, so that a cloud or the camera's gain is no motion. Objects smaller than
-    a square of some 30 pixels in a frame 1280 pixels wide are seen by the heartbeat only, unless
-    ``area`` is lowered.
+    (Wren et al. 1997, "Pfinder"); changed pixels are counted after the median change is subtracted,
+    so that a cloud or the camera's gain is no motion. Objects smaller than a square of some 30 pixels
+    in a frame 1280 pixels wide are seen at a heartbeat only, unless ``area`` is lowered.
 
     Attributes:
         difference: grey levels (of 255) by which a pixel must differ from the background.
         area: share of the picture that must differ.
         memory: frames over which the background follows the scene.
-        heartbeat: the detector runs at least once in so many frames, whatever is seen.
+        heartbeat: number of frames within which the detector runs at least once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,24 +35,24 @@ class Motion(BaseModel):
 
 
 class Gate:
-    """The state of one camera: its background, and when the detector last ran."""
+    """The motion gate of one camera, with its background and the number of still frames."""
 
     def __init__(self, motion: Motion) -> None:
         self.motion = motion
         self._background: NDArray[np.float32] | None = None
-        self._quiet = 0
+        self._still = 0
 
     def __call__(self, frame: NDArray[np.uint8]) -> bool:
-        """Whether the detector should look at ``frame`` uint8 ``[H, W, 3]``."""
+        """Decide whether the detector runs on ``frame`` uint8 ``[H, W, 3]``."""
         height = max(1, round(frame.shape[0] * WIDTH / frame.shape[1]))
         # 16 pixels for each that is compared: a gate that read them all would cost what it saves.
         sample = cv2.resize(frame, (4 * WIDTH, 4 * height), interpolation=cv2.INTER_NEAREST)
         sample = cv2.cvtColor(sample, cv2.COLOR_RGB2GRAY)
         grey = cv2.resize(sample, (WIDTH, height), interpolation=cv2.INTER_AREA).astype(np.float32)
         moved = self._moved(grey)
-        self._quiet = 0 if moved else self._quiet + 1
-        if self._quiet >= self.motion.heartbeat:
-            self._quiet = 0
+        self._still = 0 if moved else self._still + 1
+        if self._still >= self.motion.heartbeat:
+            self._still = 0
             return True
         return moved
 

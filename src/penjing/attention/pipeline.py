@@ -1,4 +1,4 @@
-"""Frame, detector, crops, model: the big model runs only on what the tiny one found."""
+"""The pipeline: a detector finds objects in a frame, and the model runs on crops of them only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LARGEST_MODEL = 2**30
-"""Bytes of a model's ONNX file at most, also after unpacking."""
+"""Largest size of a model's ONNX file, bytes, also after unpacking."""
 
 Frame = NDArray[np.uint8]
 Model = Callable[[NDArray[np.float32]], Any]
@@ -34,9 +34,9 @@ class Found:
 
     Attributes:
         box: left, top, right, bottom in the frame's pixels.
-        score: of the detector when it last saw the object.
-        track: the same number for the same object in all frames.
-        output: what the model made of the crop; with several crops a list, in their order, up to one
+        score: score of the object's last detection, in [0, 1].
+        track: number of the object, the same in all frames.
+        output: the model's output for the crop; with several crops a list, in their order, up to one
             that was enough.
     """
 
@@ -51,15 +51,20 @@ class Pipeline:
 
     Args:
         detector: finds objects in a frame.
-        crop: what the model sees of an object; several give it as many views, one after another.
+        crop: settings of the model's input; several give the model as many views of an object, one
+            after another.
         model: a PyTorch module, an ``.onnx`` or ``.penjing`` file, or any function of crops float32
             ``[n, C, height, width]`` that gives an array ``[n, ...]``; None finds objects only. It
             is not run when nothing is found. Crops of one size are run together.
         every: frames from one run of the detector to the next; a tracker follows the objects between.
-        motion: gate before the detector; None runs it whatever moves.
-        postprocess: makes of one object's output (or list of outputs) what ``Found`` holds.
+        motion: settings of a motion gate before the detector; None is no gate.
+        postprocess: converts one object's output (or list of outputs) to ``Found.output``.
         enough: whether an output is so good that the object's other views need not be run.
-        threads: of the runtime, for a file.
+        threads: threads of the runtime, for a file.
+
+    Raises:
+        PenjingError: only one of model and crop is given, the file cannot be read, or its input does
+            not fit the crop.
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class Pipeline:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the frames so far: the next one is of another video."""
+        """Forget the frames so far, because the next one belongs to another video."""
         self._gate = Gate(self.motion) if self.motion is not None else None
         self._tracker = Tracker(flow=self.every > 1 or self._gate is not None)
         self._since = self.every
@@ -98,11 +103,11 @@ class Pipeline:
         self._last: list[Found] = []
 
     def __call__(self, frame: Frame) -> list[Found]:
-        """What is in the next ``frame``, uint8 RGB ``[H, W, 3]``, best first. Where the gate sees
-        nothing move, that is what was in the last one; a frame of another size begins anew.
+        """Find the objects in the next ``frame``, uint8 RGB ``[H, W, 3]``, best first. If the gate sees
+        no motion, they are those of the last frame; a frame of another size resets the pipeline.
 
         Raises:
-            PenjingError: ``frame`` is of another kind.
+            PenjingError: ``frame`` has another type or shape.
         """
         check(frame)
         if frame.shape != self._shape:
@@ -128,12 +133,12 @@ class Pipeline:
         return list(self._last)
 
     def run(self, frames: Iterable[Frame]) -> Iterator[list[Found]]:
-        """What is in each of ``frames``, which follow each other."""
+        """Yield the objects in each of ``frames``, which are those of one video."""
         self.reset()
         return map(self, frames)
 
     def view(self, frame: Frame, boxes: Sequence[NDArray[np.float32]]) -> list[Any]:
-        """What the model makes of each of ``boxes`` in ``frame``; crops of one shape go through it
+        """Return the model's output for each of ``boxes`` in ``frame``; crops of one shape are run
         together."""
         if self.model is None or not boxes:
             return [None] * len(boxes)
@@ -149,7 +154,7 @@ class Pipeline:
         return [self.postprocess(output) for output in seen] if self.postprocess else seen
 
     def _results(self, cuts: list[NDArray[np.float32]]) -> list[Any]:
-        """One output a cut, in order."""
+        """Return one output for each cut, in order."""
         assert self.model is not None
         results: list[Any] = [None] * len(cuts)
         for shape in {cut.shape for cut in cuts}:
@@ -164,8 +169,8 @@ class File:
     """An ONNX file as a function of a batch of crops.
 
     Attributes:
-        content: of the file, as it is on disk.
-        packed: whether that is a ``.penjing`` file.
+        content: bytes of the file on disk.
+        packed: whether the file is a ``.penjing`` file.
     """
 
     def __init__(self, path: Path, crops: Sequence[Crop], threads: int) -> None:
@@ -195,7 +200,7 @@ class File:
 
 
 def _check_fit(path: Path, shape: list, crop: Crop) -> None:
-    """Raise now, not when the first object comes, if the file does not take what ``crop`` makes."""
+    """Raise PenjingError if the file does not take images of ``crop``, before the first object."""
     made = (1, crop.channels, crop.height, crop.width)
     for wanted, given in zip(shape, made, strict=True):
         # A size that the file leaves open is a name.

@@ -1,4 +1,4 @@
-"""Let the deployed file take a camera's pixels as they are."""
+"""Make the deployed file take a camera's uint8 pixels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from penjing.targets.onnxruntime import initializers
 
 
 class PixelInput(InPlacePass):
-    """The input becomes uint8 ``[batch, height, width, channels]``.
+    """Change the graph's input to uint8 ``[batch, height, width, channels]``.
 
-    Where the first layer reads integers on the grid of pixels (scale 1/255, zero point 0) they reach
-    its kernel unchanged; otherwise they are converted to float32 in [0, 1].
+    If the first layer's input has scale 1/255 and zero point 0, pixels reach its kernel unchanged;
+    otherwise they are converted to float32 in [0, 1].
     """
 
     def call(self, model: ir.Model) -> PassResult:

@@ -1,4 +1,4 @@
-"""Keeps objects apart and follows them over the frames in which the detector rests."""
+"""Track objects from frame to frame, also those on which the detector does not run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Frame = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
 
 WIDTH = 320
-"""Of the grey picture in which points are followed, pixels."""
+"""Width of the grey picture in which points are followed, px."""
 POINTS = 5
-"""Points a side of the grid inside a box that are followed."""
+"""Number of followed points along each side of a box."""
 SAME = 0.3
-"""IoU from which a detection is the object that was expected there, as in SORT (arXiv:1602.00763)."""
+"""Smallest IoU of a detection with the track it is assigned to, as in SORT (arXiv:1602.00763)."""
 LOST_AFTER = 3
-"""Detector runs without a match after which an object is gone."""
+"""Number of detector runs without a match after which a track ends."""
 FARTHEST = 1.0
-"""Error in pixels between a point and where it returns to, beyond which it is not trusted."""
+"""Largest forward-backward error of a followed point, px."""
 
 
 @dataclass
@@ -34,18 +34,18 @@ class Track:
     """Left, top, right, bottom in the frame's pixels, and the score of the last detection."""
     missed: int = 0
     frames: int = 0
-    """Since the last detection."""
+    """Number of frames since the last detection."""
     velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    """Pixels a frame."""
+    """Horizontal and vertical velocity, pixels a frame."""
 
 
 class Tracker:
-    """Median flow between detections (Kalal et al. 2010, "Forward-Backward Error"), and greedy
-    assignment by overlap when the detector has run.
+    """Tracker by median flow between detections (Kalal et al. 2010, "Forward-Backward Error"), and
+    greedy assignment by overlap when the detector has run.
 
     Args:
-        flow: whether motion is measured; without it, as for a detector that runs on every frame,
-            objects go on as they moved.
+        flow: whether to measure motion; if not, as for a detector that runs on every frame, objects
+            keep their velocity.
     """
 
     def __init__(self, flow: bool = True) -> None:
@@ -55,12 +55,12 @@ class Tracker:
         self._grey: NDArray[np.uint8] | None = None
 
     def follow(self, frame: Frame) -> list[Track]:
-        """Move every track to where it is in ``frame`` uint8 ``[H, W, 3]``; the detector rests."""
+        """Move every track to its place in ``frame`` uint8 ``[H, W, 3]``, without detections."""
         self._move(frame)
         return self.visible()
 
     def update(self, frame: Frame, detections: Boxes) -> list[Track]:
-        """Take ``detections`` float32 ``[n, 5]`` of ``frame``, as ``Detector`` gives them."""
+        """Assign ``detections`` float32 ``[n, 5]`` of ``frame``, as of ``Detector``, to tracks."""
         self._move(frame)
         pairs = self._pairs(detections)
         for track in self.tracks:
@@ -81,7 +81,7 @@ class Tracker:
         return self.visible()
 
     def visible(self) -> list[Track]:
-        """The objects that the last run of the detector saw."""
+        """Return the objects that the last run of the detector found."""
         return [track for track in self.tracks if track.missed == 0]
 
     def _move(self, frame: Frame) -> None:
@@ -96,7 +96,7 @@ class Tracker:
         self.tracks = [track for track in self.tracks if _inside(track.box, frame)]
 
     def _pairs(self, detections: Boxes) -> list[tuple[Track, int]]:
-        """Tracks and detections that overlap, the best pair first, each used once."""
+        """Pair tracks and detections that overlap, the best pair first, each used once."""
         pairs: list[tuple[Track, int]] = []
         if not self.tracks or not len(detections):
             return pairs
@@ -115,7 +115,7 @@ def _small(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _flow(before: Frame, after: Frame, box: NDArray) -> NDArray[np.float32] | None:
-    """Median motion of a grid of points in ``box``; None when too few can be followed there and
+    """Return the median motion of points in ``box``, px; None if too few can be followed forward and
     back."""
     share = (np.arange(POINTS) + 0.5) / POINTS
     x = box[0] + share * (box[2] - box[0])

@@ -1,4 +1,4 @@
-"""Where frames come from, and where what was found in them goes."""
+"""Read frames from images, videos and cameras, and write the objects found in them."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ IMAGES = {
     *(".jp2", ".avif", ".ppm", ".pgm"),
 }
 MOST_VALUES = 256
-"""Values of a model's output that a JSON line holds whole."""
+"""Largest number of values of a model's output that a JSON line holds whole."""
 FASTEST = 1000.0
-"""Frames a second; what says more, as streams do, does not know."""
+"""Largest plausible frame rate, frames a second; streams of unknown rate state more."""
 COLOUR = (0, 220, 0)
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A frame and where it is from.
+    """A frame and its source.
 
     Attributes:
         source: file or camera.
         index: number of the frame in its source, from 0.
-        seconds: since the source's start, by its frame rate; None for images.
-        rate: frames a second; None for images and where the source does not say.
-        frame: uint8 RGB ``[H, W, 3]``.
+        seconds: time since the source's start, by its frame rate; None for images.
+        rate: frames a second; None for images and if it is unknown.
+        frame: pixels, uint8 RGB ``[H, W, 3]``.
     """
 
     source: str
@@ -51,12 +51,12 @@ class Shot:
 
 
 def read(source: str | Path) -> Iterator[Shot]:
-    """The frames of an image, a folder of images (by name), a video file, or a camera by its number
-    or address (``0``, ``rtsp://...``). How many files of a folder are not read is said on standard
-    error.
+    """Yield the frames of an image, a folder of images (by name), a video file, or a camera by its
+    number or address (``0``, ``rtsp://...``). The number of files of a folder that are not read is
+    written on standard error.
 
     Raises:
-        PenjingError: nothing there, or nothing that can be decoded.
+        PenjingError: the source does not exist, or cannot be decoded.
     """
     path = Path(source)
     camera = str(source).isdigit() or "://" in str(source)
@@ -85,7 +85,7 @@ def _image(path: Path) -> Shot:
 
 
 def _video(name: str, address: int | str, camera: bool) -> Iterator[Shot]:
-    name = re.sub(r"//[^/@]*@", "//", name)  # a password is nobody's business
+    name = re.sub(r"//[^/@]*@", "//", name)  # without the password
     capture = cv2.VideoCapture(address)
     try:
         if not capture.isOpened():
@@ -114,7 +114,8 @@ def _video(name: str, address: int | str, camera: bool) -> Iterator[Shot]:
 
 
 def draw(frame: NDArray[np.uint8], found: Sequence[Found]) -> NDArray[np.uint8]:
-    """A copy of ``frame`` with a box, its track and, if it is a text, its output for each object."""
+    """Draw each object's box, and its output if that is text, else its track and score, on a copy of
+    ``frame`` uint8 RGB ``[H, W, 3]``."""
     picture = frame.copy()
     thick = max(1, round(frame.shape[1] / 480))
     for item in found:
@@ -127,8 +128,8 @@ def draw(frame: NDArray[np.uint8], found: Sequence[Found]) -> NDArray[np.uint8]:
 
 
 class VideoWriter:
-    """Writes frames as an MP4 video, which can be played once it is closed: use it in a ``with``
-    block, which closes it after Ctrl-C, too."""
+    """Write frames to an MP4 video, which can be played once it is closed; a ``with`` block closes it,
+    after Ctrl-C, too."""
 
     def __init__(self, path: Path, rate: float = 25.0) -> None:
         self.path, self.rate = path, rate
@@ -165,13 +166,13 @@ class VideoWriter:
 
 
 def write_line(file: TextIO, shot: Shot, found: Sequence[Found]) -> None:
-    """Add one line of JSON for a frame, flushed, so that a killed run leaves what it had."""
+    """Write one line of JSON for a frame, and flush it, so that a killed run leaves its lines."""
     file.write(json.dumps(line(shot, found)) + "\n")
     file.flush()
 
 
 def line(shot: Shot, found: Sequence[Found]) -> dict[str, Any]:
-    """What a line of JSON says of a frame."""
+    """Return a frame's source, number, time and objects as plain data for JSON."""
     return {
         "source": shot.source,
         "frame": shot.index,
@@ -189,7 +190,7 @@ def line(shot: Shot, found: Sequence[Found]) -> dict[str, Any]:
 
 
 def _plain(output: Any) -> Any:
-    """An array as a list, or, of a large one, its shape and where its last axis is largest."""
+    """Convert ``output`` for JSON: arrays to lists, large ones to their shape and argmax."""
     if isinstance(output, dict):
         return {str(key): _plain(part) for key, part in output.items()}
     if isinstance(output, list | tuple):
@@ -197,7 +198,7 @@ def _plain(output: Any) -> Any:
     if isinstance(output, np.generic):
         return _plain(output.item())
     if isinstance(output, float) and not math.isfinite(output):
-        return None  # JSON has no word for it
+        return None  # JSON has no NaN and no infinity
     if not isinstance(output, np.ndarray):
         return output
     if output.size <= MOST_VALUES:
@@ -210,9 +211,9 @@ def watch(
     pipeline: Callable[[NDArray[np.uint8]], list[Found]],
     report: Callable[[Shot, list[Found]], None],
 ) -> int:
-    """Run ``pipeline`` on every frame of ``sources`` and call ``report`` on each; returns how many.
+    """Run ``pipeline`` on every frame of ``sources`` and call ``report`` on each; returns their number.
 
-    A pipeline with ``reset`` starts anew with each video and each image.
+    A pipeline with ``reset`` is reset at the start of each video and each image.
     """
     count = 0
     reset = getattr(pipeline, "reset", None)
