@@ -61,11 +61,11 @@ class Detector:
         return cls(source, threads=threads, threshold=threshold, name=str(path))
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Objects in ``frame`` uint8 ``[H, W, 3]``, best first: float32 ``[n, 5]`` of left, top,
-        right, bottom in the frame's pixels, and score.
+        """Find the objects in ``frame`` uint8 ``[H, W, 3]``, best first: float32 ``[n, 5]`` of left,
+        top, right, bottom in the frame's pixels, and score.
 
         Raises:
-            PenjingError: ``frame`` is of another kind.
+            PenjingError: ``frame`` has another type or shape.
         """
         check(frame)
         pixels = to_input(frame, self.input_height, self.input_width, self.channels)
@@ -91,7 +91,7 @@ def _described(values: list) -> str:
 
 
 def onnx_bytes(path: Path, most: int) -> bytes:
-    """The ONNX file in ``path``, unpacked if it is a ``.penjing`` file.
+    """Read the ONNX file in ``path``, unpacked if it is a ``.penjing`` file.
 
     Raises:
         PenjingError: the file cannot be read, is damaged, or has or declares more than ``most`` bytes.

@@ -1,4 +1,4 @@
-"""``penjing attend``: train a detector, run it before a model, measure it."""
+"""Commands of ``penjing attend``: train a detector, run it before a model, measure it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Detector = Annotated[Path | None, typer.Option(help="Of penjing attend train: .penjing or .onnx.")]
+DETECTOR_HELP = "Detector made by penjing attend train, .penjing or .onnx."
+Detector = Annotated[Path | None, typer.Option(help=DETECTOR_HELP)]
 Model = Annotated[
-    Path | None, typer.Option(help="What runs on the crops: .onnx or .penjing. Needs --crop.")
+    Path | None, typer.Option(help="Model to run on the crops, .onnx or .penjing; needs --crop.")
 ]
 CropFile = Annotated[
-    Path | None, typer.Option("--crop", help="YAML file of the crop's settings, or a list of such.")
+    Path | None, typer.Option("--crop", help="YAML file with the settings of one or several crops.")
 ]
 Every = Annotated[int, typer.Option(help="Frames from one run of the detector to the next.")]
 MotionGate = Annotated[
-    bool, typer.Option("--motion", help="Run the detector only where something moves.")
+    bool, typer.Option("--motion", help="Run the detector only when something moves.")
 ]
 Threshold = Annotated[
-    float | None, typer.Option(help="Score to count as found; default: that of the file.")
+    float | None, typer.Option(help="Smallest score of a detection; default: the file's.")
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Of the runtime.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -49,22 +50,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 @with_options
 def train(
     machine: Machine,
-    data: Annotated[Path, typer.Option(help="Boxes of the training images, COCO JSON.")],
+    data: Annotated[Path, typer.Option(help="COCO JSON with the boxes of the training images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the detector.")],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images; default: that of the JSON file.")
+        Path | None, typer.Option(help="Folder of the images; default: the JSON file's.")
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option(help="Other boxes; default: a tenth of the training images.")
+        Path | None,
+        typer.Option(help="COCO JSON for validation; default: a tenth of the training images."),
     ] = None,
     validation_images: Annotated[
         Path | None, typer.Option(help="Folder of the validation images; default: --images.")
     ] = None,
-    test: Annotated[Path | None, typer.Option(help="Boxes to report on, used once.")] = None,
+    test: Annotated[Path | None, typer.Option(help="COCO JSON for the test, used once.")] = None,
     test_images: Annotated[
         Path | None, typer.Option(help="Folder of the test images; default: --images.")
     ] = None,
-    budget: Annotated[str, typer.Option(help="Most bytes of the packed file.")] = "45KB",
+    budget: Annotated[str, typer.Option(help="Largest size of the packed file.")] = "45KB",
     epochs: Annotated[
         float | None,
         typer.Option(
@@ -73,7 +75,7 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a detector on boxes, from scratch. A stopped training resumes."""
+    """Train a detector on boxes, quantization-aware at the end; run it again to resume."""
     from penjing import attention, units
 
     size = int(units.parsed(budget, units.BYTES, "--budget"))
@@ -107,17 +109,22 @@ def run(
     detector: Detector = None,
     model: Model = None,
     crop: CropFile = None,
-    bundle: Annotated[Path | None, typer.Option(help="A file of penjing attend bundle.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle made by penjing attend bundle.")
+    ] = None,
     every: Every = 1,
     motion: MotionGate = False,
     threshold: Threshold = None,
     threads: Threads = 1,
-    video: Annotated[Path | None, typer.Option(help="Write frames and boxes: .mp4.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Write the frames with boxes to this .mp4 file.")
+    ] = None,
     lines: Annotated[
-        Path | None, typer.Option("--jsonl", help="Write a line of JSON a frame; default: print.")
+        Path | None,
+        typer.Option("--jsonl", help="Write the JSON lines to this file, not to stdout."),
     ] = None,
 ) -> None:
-    """Find objects in frames and run the model on them, one line of JSON a frame."""
+    """Find objects in frames, run the model on them, and write one line of JSON a frame."""
     from penjing.attention import video as videos
 
     pipeline = _pipeline(detector, model, crop, bundle, every, motion, threshold, threads)
@@ -140,10 +147,11 @@ def run(
 @app.command()
 def bundle(
     frames: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="What the camera sees, to measure on.")
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Frames of the camera to measure latency on."),
     ],
-    detector: Annotated[Path, typer.Option(help="Of penjing attend train: .penjing or .onnx.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
+    detector: Annotated[Path, typer.Option(help=DETECTOR_HELP)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to write.")],
     model: Model = None,
     crop: CropFile = None,
     every: Every = 1,
@@ -152,7 +160,7 @@ def bundle(
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
-    """Write detector, crop and model as one file with its own latency card."""
+    """Write detector, crop and model as one file with a card of latencies."""
     from penjing import attention
 
     pipeline = _pipeline(detector, model, crop, None, every, motion, threshold, threads)
@@ -162,20 +170,22 @@ def bundle(
 
 
 MOST_FRAMES = 50
-"""Frames that a bundle is measured on."""
+"""Largest number of frames that a bundle is measured on."""
 
 
 @app.command()
 def bench(
     files: Annotated[list[Path], typer.Argument(help="Detectors or bundles, one or more.")],
     frames: Annotated[
-        list[str] | None, typer.Option(help="What the camera sees; default: random pixels.")
+        list[str] | None, typer.Option(help="Frames of the camera; default: random pixels.")
     ] = None,
-    size: Annotated[str, typer.Option(help="Of random frames, height x width.")] = "720x1280",
+    size: Annotated[
+        str, typer.Option(help="Size of random frames, height x width, px.")
+    ] = "720x1280",
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
-    """Milliseconds a frame on this machine, from the decoded frame."""
+    """Measure the latency of detectors or bundles on this machine, from the decoded frame."""
     from penjing.attention import bundle as bundles
 
     shots = _frames(frames or []) or [_random_frame(size)]
@@ -195,7 +205,7 @@ def bench(
 
 
 def _frames(sources: list[str]) -> list[Any]:
-    """The first frames of ``sources``."""
+    """Read the first frames of ``sources``."""
     from itertools import islice
 
     from penjing.attention import video as videos

@@ -1,4 +1,4 @@
-"""``compress`` and ``recipes``: one recipe, or the smallest file for a size or a score."""
+"""The commands ``compress`` and ``recipes``: run a recipe, or compress to a size or a score."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ def compress(
     inputs: Inputs,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.")],
     recipe: Annotated[
-        str | None, typer.Option(help="Name of one of penjing recipes, or a YAML file.")
+        str | None, typer.Option(help="Recipe to run: a name from penjing recipes, or a YAML file.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="Instead: the best file without training of, say, 500KB.")
+        str | None,
+        typer.Option(help="Post-training, instead of a recipe: the best file of, say, 500KB."),
     ] = None,
     max_drop: Annotated[
         str | None,
-        typer.Option(help="Instead: the smallest file without training, losing 1%, say."),
+        typer.Option(
+            help="Post-training, instead of a recipe: the smallest file with a drop of, say, 1%."
+        ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Model to distill from; default: MODEL.")
+        str | None, typer.Option(help="Teacher for knowledge distillation; default: MODEL.")
     ] = None,
     teacher_weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Run one recipe, or compress weights to a size or a score; write and measure the artifact."""
+    """Compress a model by a recipe, post-training or quantization-aware; run it again to resume."""
     from penjing import recipe as recipes
     from penjing.devices import artifact
     from penjing.devices.local import Local
@@ -74,7 +77,7 @@ def compress(
 
 
 def _judge(card: Card, limits: Budget) -> None:
-    """Say on standard error what the file is not, as an error where that is certain."""
+    """Raise PenjingError if the file surely misses ``limits``; say so on standard error if it may."""
     from penjing.exploration.budget import describe
     from penjing.tasks import interval
 
@@ -96,7 +99,7 @@ def _judge(card: Card, limits: Budget) -> None:
 
 
 def _steps(recipe: str | None, max_size: str | None, max_drop: str | None) -> Recipe:
-    """The recipe asked for, or one that compresses weights without training."""
+    """Load the given recipe, or make one that compresses weights post-training."""
     from penjing import recipe as recipes
     from penjing.techniques.compress_weights import CompressWeights
 
@@ -118,10 +121,10 @@ def _limits(max_size: str | None, max_drop: str | None) -> Budget:
 
 @app.command("recipes")
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(help="Print this one's YAML.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Recipe to print as YAML.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the recipes that come with penjing, or print one to start your own from."""
+    """List the recipes that come with penjing, or print one as a start of your own."""
     import yaml
 
     from penjing.recipes import read, shipped

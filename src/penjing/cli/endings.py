@@ -1,6 +1,7 @@
-"""How commands end: one line on standard error and an exit code, whatever happened.
+"""End commands with one line on standard error and an exit code.
 
-0 done; 1 a fault of penjing's; 2 what a user can put right; 130 stopped by Ctrl-C.
+The exit code is 0 for success, 1 for a fault of penjing's, 2 for an error that the user can put right,
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from penjing.files import disk_is_full
 
 FAULT, WRONG, STOPPED = 1, 2, 130
 DEBUG = "PENJING_DEBUG"
-"""Environment variable: 1 shows the traceback of a fault."""
+"""Environment variable that shows the traceback of a fault if it is 1."""
 
 
 class StoppedError(Exception):
@@ -25,7 +26,7 @@ class StoppedError(Exception):
 
 
 def resumable(command: Callable[..., None]) -> Callable[..., None]:
-    """``command``, which says when Ctrl-C ends it that it resumes."""
+    """Decorate ``command`` to say, when Ctrl-C ends it, that it resumes if given again."""
 
     @functools.wraps(command)
     def run(**options: object) -> None:
@@ -38,7 +39,7 @@ def resumable(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def run(app: Callable[[], object]) -> None:
-    """Call ``app`` and end the process as it ended."""
+    """Call ``app`` and end the process with its exit code."""
     try:
         code = _run(app)
         sys.stdout.flush()
@@ -70,7 +71,7 @@ def _run(app: Callable[[], object]) -> int | str | None:
 
 
 def _told(error: Exception) -> int:
-    """The exit code for ``error``, which is told in one line."""
+    """Write ``error`` in one line, and return its exit code."""
     if disk_is_full(error):
         files = [getattr(cause, "filename", None) for cause in _causes(error)]
         place = next((f" ({file})" for file in files if file), "")

@@ -1,4 +1,4 @@
-"""``explore``, ``report`` and ``demo``: studies and their pages."""
+"""The commands ``explore``, ``report`` and ``demo``: studies and their pages."""
 
 from __future__ import annotations
 
@@ -29,20 +29,26 @@ def explore(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the study.")] = Path(
         "study"
     ),
-    max_size: Annotated[str | None, typer.Option(help="Of the packed file, such as 300KB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Of one image, such as 2ms.")] = None,
-    max_drop: Annotated[str | None, typer.Option(help="Loss of score, such as 1%.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Largest size of the packed file, such as 300KB.")
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Largest latency of one image, such as 2ms.")
+    ] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Largest drop in score, such as 1%.")] = None,
     time: Annotated[
         str | None,
-        typer.Option(help="In total, such as 30m, which is the default without --trials."),
+        typer.Option(help="Total time, such as 30m, which is the default without --trials."),
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(help="How many candidates in total; without --time no choice needs a clock."),
+        typer.Option(
+            help="Total number of candidates; without --time results do not need a clock."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Search all techniques together for the frontier within a budget. Run again to resume."""
+    """Search all techniques for the frontier within a budget; run the command again to resume."""
     from penjing.exploration import Budget
     from penjing.report import live
 
@@ -68,7 +74,9 @@ def explore(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of a study.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Page to write.")] = Path(
+        "report.html"
+    ),
 ) -> None:
     """Write a study as one self-contained HTML page."""
     from penjing import report as pages
@@ -89,11 +97,11 @@ def demo(
     time: Annotated[
         str | None,
         typer.Option(
-            help="Of the search in total, such as 30s; 150s, the default, without --trials."
+            help="Total time of the search, such as 30s; 150s, the default, without --trials."
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Candidates in total, instead of, or beside, --time.")
+        int | None, typer.Option(min=1, help="Total number of candidates, with or without --time.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``profile``, ``bench``, ``pack``, ``unpack`` and ``inspect``: models and files as they are."""
+"""The commands ``profile``, ``bench``, ``pack``, ``unpack`` and ``inspect`` for models and files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ app = typer.Typer()
 @app.command()
 def profile(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One or more models.")],
-    layers: Annotated[bool, typer.Option(help="One line a layer.")] = False,
+    layers: Annotated[bool, typer.Option(help="Print one line a layer.")] = False,
     image_size: Size = None,
     as_json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
 ) -> None:
-    """Parameters, MACs, activations and weights of models, per layer and in total."""
+    """Count parameters, MACs, activations and weights of models, per layer and in total."""
     from penjing.net import profiling
     from penjing.tasks.preprocessing import parse_size
 
@@ -46,19 +46,19 @@ def profile(
 
 @app.command()
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="model.onnx or model.penjing, one or more.")],
-    runs: Annotated[int, typer.Option(help="Runs of each file, interleaved.")] = 200,
+    files: Annotated[list[Path], typer.Argument(help="One or more .onnx or .penjing files.")],
+    runs: Annotated[int, typer.Option(help="Number of runs of each file, interleaved.")] = 200,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     shape: Annotated[
         str | None,
         typer.Option(
-            help="Of an input whose size a file leaves open: 1x3x224x224, or, for several inputs, "
-            "image=1x3x224x224,mask=1x1x224x224."
+            help="Shape of an input whose size a file leaves open: 1x3x224x224, or, for several "
+            "inputs, image=1x3x224x224,mask=1x1x224x224."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure artifacts on this machine: bytes, median latency and its spread, memory."""
+    """Measure files on this machine: bytes, latency (median, 10th and 90th percentile), peak memory."""
     from penjing.devices import measurement
     from penjing.targets.onnxruntime import feeds
 
@@ -72,9 +72,11 @@ def bench(
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="An .onnx file.")],
-    target: Annotated[Path | None, typer.Argument(help="Default: the same name, .penjing.")] = None,
-    coder: Annotated[str, typer.Option(help="arithmetic or huffman.")] = "arithmetic",
+    source: Annotated[Path, typer.Argument(help="ONNX file to pack.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="File to write; default: the source's name, .penjing.")
+    ] = None,
+    coder: Annotated[str, typer.Option(help="Coder: arithmetic or huffman.")] = "arithmetic",
     as_json: Json = False,
 ) -> None:
     """Entropy-code an ONNX file into a .penjing file."""
@@ -90,8 +92,10 @@ def pack(
 
 @app.command()
 def unpack(
-    source: Annotated[Path, typer.Argument(help="A .penjing file.")],
-    target: Annotated[Path | None, typer.Argument(help="Default: the same name, .onnx.")] = None,
+    source: Annotated[Path, typer.Argument(help="File to unpack, .penjing.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="File to write; default: the source's name, .onnx.")
+    ] = None,
 ) -> None:
     """Restore the ONNX file in a .penjing file, byte for byte."""
     from penjing import container
@@ -103,9 +107,10 @@ def unpack(
 
 @app.command()
 def inspect(
-    source: Annotated[Path, typer.Argument(help="A .penjing file.")], as_json: Json = False
+    source: Annotated[Path, typer.Argument(help="File to inspect, .penjing.")],
+    as_json: Json = False,
 ) -> None:
-    """What a .penjing file holds, tensor by tensor."""
+    """List the tensors in a .penjing file with their coders and sizes."""
     from penjing import container
 
     contents = container.inspect(source)

@@ -1,4 +1,4 @@
-"""Options that several commands share, said once: the machine, and what is worked on.
+"""Options that several commands share: the machine, the model and the data.
 
 typer makes options of a function's parameters, and has no parameter that stands for several.
 ``with_options`` gives it one: a parameter whose type is one of the dataclasses here.
@@ -30,7 +30,7 @@ IMAGES = "Data and preprocessing"
 
 
 class Device(StrEnum):
-    """Where to train and calibrate; the deployed file is always measured on the CPU."""
+    """Device to train and calibrate on; the deployed file is always measured on the CPU."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -40,59 +40,63 @@ class Device(StrEnum):
 Spec = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME, penjing:NAME, FILE.py:FACTORY"
+        metavar="MODEL",
+        help="Model: torchvision:NAME, timm:NAME, penjing:NAME or FILE.py:FACTORY.",
     ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Trained weights or a checkpoint: .safetensors, or what torch.save made of tensors."
+        help="Trained weights or a checkpoint: .safetensors, or tensors written by torch.save."
     ),
 ]
 Data = Annotated[
     str,
     typer.Option(
-        help="A folder with train/CLASS/*.jpg, or torchvision:MNIST and such with --root.",
+        help="Data set: a folder with train/CLASS/*.jpg, or torchvision:NAME with --root.",
         rich_help_panel=IMAGES,
     ),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Where the torchvision data set lies.", rich_help_panel=IMAGES),
+    typer.Option(help="Folder of the torchvision data set.", rich_help_panel=IMAGES),
 ]
 Size = Annotated[
     str | None,
     typer.Option(
         "--image-size",
-        help="Of the model's input, pixels: a side, as 224, or height x width, as 192x320.",
+        help="Size of the model's input, px: a side, as 224, or height x width, as 192x320.",
         rich_help_panel=IMAGES,
     ),
 ]
 Resize = Annotated[
     int | None,
     typer.Option(
-        help="Short side before the centre crop, pixels; default: in proportion to the model's own.",
+        help="Short side before the centre crop, px; default: in proportion to the model's own.",
         rich_help_panel=IMAGES,
     ),
 ]
 Mean = Annotated[
     str | None,
     typer.Option(
-        help="Per-channel mean of values in 0..1, as 0.5,0.5,0.5.", rich_help_panel=IMAGES
+        help="Mean of each channel, for pixels in 0..1, as 0.5,0.5,0.5.", rich_help_panel=IMAGES
     ),
 ]
 Std = Annotated[
     str | None,
-    typer.Option(help="Per-channel standard deviation, as 0.2,0.2,0.2.", rich_help_panel=IMAGES),
+    typer.Option(
+        help="Standard deviation of each channel, as 0.2,0.2,0.2.", rich_help_panel=IMAGES
+    ),
 ]
 Interpolation = Annotated[
-    str | None, typer.Option(help="bilinear, bicubic or nearest.", rich_help_panel=IMAGES)
+    str | None,
+    typer.Option(help="Interpolation: bilinear, bicubic or nearest.", rich_help_panel=IMAGES),
 ]
 Seed = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Of all that is random: splits, order, first weights, search. Keep it for one data set.",
+        help="Random seed of splits, order, initial weights and search; keep it for one data set.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -100,7 +104,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Of PyTorch and the runtime; default: every core works, one is measured.",
+        help="Threads of PyTorch and the runtime; default: all cores to work, one to measure.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -108,7 +112,7 @@ DeviceOption = Annotated[
     Device,
     typer.Option(
         "--device",
-        help="Where to train and calibrate; auto: cuda if there is one.",
+        help="Device to train and calibrate on; auto: cuda if there is one.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -124,14 +128,14 @@ class Machine:
 
     @property
     def measured_threads(self) -> int:
-        """Threads of the runtime whose figures are told."""
+        """Threads of the runtime with which files are measured."""
         return self.threads or 1
 
     def start(self) -> torch.device:
-        """The device to work on. Seeds PyTorch, sets its threads, says what will be used.
+        """Seed PyTorch, set its threads, say what will be used, and return the device to work on.
 
         Raises:
-            PenjingError: ``--device cuda`` where PyTorch sees none.
+            PenjingError: ``--device cuda`` was given, but PyTorch sees no CUDA device.
         """
         import torch
 
@@ -171,7 +175,7 @@ class Inputs(Machine):
     interpolation: Interpolation = None
 
     def load(self, *, new_head: bool = False) -> tuple[nn.Module, Task]:
-        """The model, on its device, and its task, once they fit each other.
+        """Load the model, on its device, and its task, and check that they fit each other.
 
         Args:
             new_head: take weights for other classes too, and leave the last layer untrained.
@@ -190,10 +194,11 @@ class Inputs(Machine):
         return net, task
 
     def teacher(self, task: Task, spec: str, weights: Path | None) -> nn.Module:
-        """The teacher that ``spec`` names, on the images of ``task``.
+        """Load the teacher that ``spec`` names, for the images of ``task``.
 
-        It sees them as it was trained on them, by ``weights`` or by its name, and says so where that
-        differs. The options are the student's; they hold for a teacher of the student's name too.
+        It has the preprocessing it was trained with, by ``weights`` or by its name; if that differs
+        from the student's, a line on standard error says so. The options are the student's; they hold
+        for a teacher of the student's name too.
         """
         from penjing import models
 
@@ -210,7 +215,7 @@ class Inputs(Machine):
         return seen
 
     def _preprocessing(self, known: Preprocessing | None) -> Preprocessing | None:
-        """The model's own preprocessing with the options given on the command line in its place."""
+        """Replace fields of the model's own preprocessing by options of the command line."""
         from penjing.tasks.preprocessing import adapted, parse_size
 
         return adapted(
@@ -231,8 +236,8 @@ def model_for(
     channels: int | None = None,
     new_head: bool = False,
 ) -> nn.Module:
-    """The model that ``spec`` names, with as many classes as ``task`` has, and as many channels if
-    no other number of ``channels`` is given."""
+    """Load the model that ``spec`` names, with as many classes as ``task`` has, and as many channels
+    unless ``channels`` is given."""
     from penjing import models
 
     return models.load(
@@ -245,8 +250,8 @@ def model_for(
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer: one option for each field of the dataclass that is ``command``'s first
-    parameter, and then the options that are its own."""
+    """Decorate ``command`` for typer: it gets one option for each field of the dataclass that is its
+    first parameter, and then its own options."""
     signature = inspect.signature(command, eval_str=True)
     first, *own = signature.parameters.values()
     shared = inspect.signature(first.annotation, eval_str=True).parameters
@@ -257,7 +262,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         command(inputs, **given)
 
     apart = [p.replace(kind=p.KEYWORD_ONLY) for p in (*shared.values(), *own)]
-    # Python's way to say what a function takes (PEP 362), which typer reads.
+    # typer reads a function's parameters from its signature (PEP 362).
     run.__signature__ = signature.replace(parameters=apart)  # type: ignore[attr-defined]
     return run
 

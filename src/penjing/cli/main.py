@@ -1,6 +1,6 @@
 """The command line: one short function a command; all work is in the API.
 
-Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+Nothing heavy is imported before a command needs it, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; what a user can put right is one sentence and exit code 2."""
+    """Run the command line; a ``PenjingError`` ends it with one sentence and exit code 2."""
     endings.run(app)

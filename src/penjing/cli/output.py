@@ -1,4 +1,4 @@
-"""How commands answer: a table, or one JSON document; and whether they can write."""
+"""Output of commands: a table, or one JSON document; and a check that files can be written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 
 def writable(path: Path) -> None:
-    """Fail before the work, not after it, when its result cannot be written."""
+    """Raise PenjingError before the work if its result cannot be written to ``path``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.probe"
@@ -29,12 +29,12 @@ def writable(path: Path) -> None:
 
 
 def fail(sentence: str) -> None:
-    """Why a command ended, in one line on standard error."""
+    """Write the reason why a command failed in one line on standard error."""
     Console(stderr=True, soft_wrap=True).print(f"penjing: {sentence}", markup=False, style="red")
 
 
 def report(figures: dict[str, Any], as_json: bool) -> None:
-    """Figures by name; in the table only those that are one value."""
+    """Print figures by name; the table has only those that are one value."""
     if as_json:
         print_json(figures)
         return
@@ -46,7 +46,7 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Names with what belongs to them, a line each."""
+    """Print names with their values, a line each."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -56,10 +56,10 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_table(what: Any) -> None:
-    """Show a table, or anything else that rich can render."""
+    """Print a table, or anything else that rich can render."""
     Console().print(what)
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     print(json.dumps(data, indent=1))

@@ -1,4 +1,4 @@
-"""``train``: weights for a model on data."""
+"""The command ``train``: train a model's weights on data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ app = typer.Typer()
 @with_options
 def train(
     inputs: Inputs,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of weights to write.")],
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 10.0,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     as_json: Json = False,
 ) -> None:
-    """Train a model and write its weights (.safetensors). A stopped training resumes."""
+    """Train or fine-tune a model and write its weights; run the command again to resume."""
     from penjing import training
     from penjing.tasks import evaluate
 
@@ -39,7 +39,7 @@ def train(
     checkpoint = output.with_suffix(".checkpoint")
     result = training.train(net, task, settings, checkpoint=checkpoint, progress=True)
     training.save_weights(net, output, task.preprocessing)
-    # It would hold up a training on other data.
+    # A later training on other data would reject it.
     checkpoint.unlink(missing_ok=True)
     figures: dict[str, Any] = {
         "weights": str(output),
