@@ -1,4 +1,4 @@
-"""The search for the frontier of smaller and faster models, and the study it leaves on disk."""
+"""Exploration: search the frontier of smaller and faster models, and keep the study on disk."""
 
 from penjing.exploration.budget import Budget
 from penjing.exploration.search import explore

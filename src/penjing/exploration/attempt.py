@@ -1,8 +1,8 @@
-"""One candidate's attempt: whatever it does, it ends as a point or as a failure with a reason.
+"""Attempts of candidates: each ends as a point or as a failure with a reason.
 
 An attempt leaves a mark in its folder while it runs. When the process ends in the middle, the next one
-finds the mark, and knows from what lies beside it whether the candidate was to blame: a trace of a
-fatal signal, or a count of processes that the system killed for want of memory.
+finds the mark, and decides by the files beside it whether the candidate was to blame: a trace of a
+fatal signal, or a count of processes that the system killed for lack of memory.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from penjing.errors import PenjingError
 STARTED, CRASH, ERROR, FAILURE = "started.json", "crash.txt", "error.txt", "failure.json"
 MOST_CRASHES = 2
 MOST_ENDS = 5
-"""Attempts after which a candidate is given up in which the process was killed, nobody knows why:
-most likely by the user, or with the machine, so that the candidate is not to blame."""
+"""Number of attempts killed for unknown reasons after which a candidate is given up: most likely the
+user or the machine ended them, so that the candidate is not to blame."""
 
 
 class TooLongError(BaseException):
@@ -37,7 +37,7 @@ def attempt(folder: Path, seconds: float | None) -> Iterator[None]:
     """Mark ``folder`` while the block runs, and let it take at most ``seconds``.
 
     Raises:
-        TooLongError: it took longer. Only in the main thread of a POSIX system is it stopped.
+        TooLongError: the block took longer. It is stopped only in the main thread of a POSIX system.
         PenjingError: the mark cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def attempt(folder: Path, seconds: float | None) -> Iterator[None]:
         with _traced(folder / CRASH), _limited(seconds):
             yield
     except SystemExit as error:
-        # The candidate has ended the process by itself: it is left marked.
+        # The candidate has ended the process by itself: the mark stays.
         _note(folder / CRASH, f"SystemExit: {error.code}")
         raise
     except BaseException:
@@ -58,10 +58,8 @@ def attempt(folder: Path, seconds: float | None) -> Iterator[None]:
 
 
 def blamed(folder: Path) -> str | None:
-    """Why the candidate of ``folder`` is not tried again: the process ended too often while it ran.
-
-    Counts an end that is found for the first time.
-    """
+    """Return why the candidate of ``folder`` is not tried again, because the process ended too often
+    while it ran; None if it may be. An end that is found for the first time is counted."""
     mark = _read(folder / STARTED)
     if mark is None:
         return None
@@ -80,7 +78,7 @@ def blamed(folder: Path) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: the sentence of a PenjingError, or type and first line."""
+    """Return one line: the sentence of a PenjingError, or type and first line of ``error``."""
     said = str(error).strip().splitlines()
     first = said[0].strip() if said else ""
     if isinstance(error, PenjingError):
@@ -89,7 +87,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def fail(folder: Path, name: str, reason: str, error: BaseException | None = None) -> None:
-    """Keep in ``folder`` why the candidate ``name`` failed, and where."""
+    """Write to ``folder`` why the candidate ``name`` failed, and the traceback of ``error``."""
     if error is not None:
         files.write_text(folder / ERROR, "".join(traceback.format_exception(error)))
     files.write_text(folder / FAILURE, json.dumps({"name": name, "reason": reason}))
@@ -97,7 +95,7 @@ def fail(folder: Path, name: str, reason: str, error: BaseException | None = Non
 
 
 def failures(trials: Path) -> dict[str, str]:
-    """The reasons of all candidates that failed, by name. Those that cannot be read are left out."""
+    """Read the reasons of all candidates that failed, by name; unreadable ones are left out."""
     found = {}
     for file in sorted(trials.glob(f"*/{FAILURE}"), key=_written):
         record = _read(file)
@@ -128,8 +126,8 @@ def _limited(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def _traced(path: Path) -> Iterator[None]:
-    """Leave a trace in ``path`` when the process dies of a signal such as a segmentation fault, unless
-    the user has traces written elsewhere."""
+    """Write a trace to ``path`` if the process dies of a signal such as a segmentation fault, unless
+    the user writes traces elsewhere."""
     if faulthandler.is_enabled():
         yield
         return
@@ -142,7 +140,7 @@ def _traced(path: Path) -> Iterator[None]:
 
 
 def _killed() -> int | None:
-    """How many processes here were killed since the start for want of memory; None if unknown."""
+    """Count the processes that the system killed for lack of memory since its start; None if unknown."""
     for file in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         for line in _text(file, whole=True).splitlines():
             name, _, count = line.partition(" ")
@@ -156,7 +154,7 @@ def _boot() -> str:
 
 
 def _text(path: Path, *, whole: bool = False) -> str:
-    """What is in ``path``, or its first line; nothing if it cannot be read."""
+    """Read the first line of ``path``, or the whole file; empty if it cannot be read."""
     try:
         text = path.read_text(errors="replace")
     except OSError:
@@ -168,7 +166,7 @@ def _note(path: Path, line: str) -> None:
     try:
         path.write_text(line + "\n")
     except OSError:
-        return  # A full disk must not hide what is being raised.
+        return  # A full disk must not hide the error that is being raised.
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What is enough: bytes, milliseconds, loss of score."""
+"""The budget of a study: limits of size, latency and drop in score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penjing.errors import PenjingError, invalid
 
 
 def describe(excess: dict[str, tuple[float, float]]) -> str:
-    """What ``Budget.excess`` found, with units: ``size 52.7 KB of at most 43.0 KB``."""
+    """Write the result of ``Budget.excess`` with units: ``size 52.7 KB of at most 43.0 KB``."""
     written = {
         "size": lambda value: f"{units.kilobytes(value)} KB",
         "latency": lambda value: f"{units.milliseconds(value)} ms",
@@ -24,12 +24,15 @@ def describe(excess: dict[str, tuple[float, float]]) -> str:
 
 
 class Budget(BaseModel):
-    """At most so many bytes, milliseconds and loss of score; what is None is not limited.
+    """Limits of size, latency and drop in score; None is no limit.
 
     Attributes:
-        size: bytes of the packed file (``model.penjing``), or a string such as ``"300KB"``.
-        latency: milliseconds for one image at one thread, or ``"2ms"``.
-        drop: loss of score against the original as a fraction, or ``"1%"`` (one point).
+        size: largest packed file (``model.penjing``), bytes, or a string such as ``"300KB"``.
+        latency: largest latency of one image at one thread, ms, or ``"2ms"``.
+        drop: largest drop in score from the original as a fraction, or ``"1%"`` (one point).
+
+    Raises:
+        PenjingError: a limit is not a positive number with a unit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,7 +65,7 @@ class Budget(BaseModel):
         return units.parsed(value, units.FRACTION, "drop")
 
     def excess(self, size: float, latency: float, drop: float) -> dict[str, tuple[float, float]]:
-        """Which limits are exceeded: name -> (found, limit). Empty when the budget is met."""
+        """Return the exceeded limits: name -> (found, limit); empty when the budget is met."""
         found = {"size": size, "latency": latency, "drop": drop}
         limits = self.model_dump()
         return {

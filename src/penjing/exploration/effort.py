@@ -1,4 +1,4 @@
-"""How much a study may take: seconds, candidates, or both."""
+"""The effort of a study: limits of seconds, candidates, or both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penjing.errors import PenjingError
 
 @dataclass(frozen=True)
 class Phase:
-    """Until which share of the seconds, and of the trials, something is done."""
+    """End of a phase of the search, as shares of the seconds and of the trials."""
 
     time: float
     trials: float
@@ -19,14 +19,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Effort:
-    """Of a study in total, over all its runs; infinite where there is no limit."""
+    """Limits of a study's total seconds and trials, over all its runs; infinite for no limit."""
 
     seconds: float
     trials: float
 
     @classmethod
     def of(cls, time: str | float | None, trials: int | None) -> Effort:
-        """What a user asked for: without any limit half an hour.
+        """Make the limits that a user asked for; half an hour if there are none.
 
         Raises:
             PenjingError: a limit is not a positive number.
@@ -40,11 +40,11 @@ class Effort:
 
     @property
     def timed(self) -> bool:
-        """Whether seconds are limited. If not, nothing depends on a clock."""
+        """Whether seconds are limited; if not, no decision depends on a clock."""
         return self.seconds < math.inf
 
     def share(self, elapsed_s: float, tried: int) -> float:
-        """What has been used up, in [0, 1]."""
+        """Return the share of the effort that is used up, in [0, 1]."""
         return min(max(elapsed_s / self.seconds, tried / self.trials), 1.0)
 
     def allows(self, phase: Phase, elapsed_s: float, tried: int) -> bool:

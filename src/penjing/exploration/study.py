@@ -1,9 +1,9 @@
-"""The study: every measured point, on disk as soon as it is measured.
+"""Studies: all measured points, written to disk as soon as they are measured.
 
 A study folder holds ``frontier.json``, ``report.html``, ``best/`` and ``trials/NAME/`` with the
 artifact, ``recipe.yaml`` and ``point.json`` of each point, or ``failure.json`` and ``error.txt`` where
-there is none. The trials' own files are the truth; all else is made from them, so a run that is killed
-loses at most the trial it was in.
+there is none. The trials' own files are the source; all else is made from them, so a run that is
+killed loses at most the trial it was in.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from penjing.tasks.interval import State
 BASELINE = "original"
 LOCK = ".lock"
 SAVED = ("model.onnx", "model.penjing", "card.json", "recipe.yaml")
-"""The files of a point that are deployed, or say what is."""
+"""Names of a point's files that are deployed, or that describe the deployed ones."""
 
 
 class Contribution(BaseModel):
-    """What the model measured after one stage of the recipe (artifact built and run)."""
+    """Figures of the model after one stage of the recipe (artifact built and run)."""
 
     stage: int
     techniques: list[str]
@@ -54,12 +54,12 @@ class Point(Card):
 
     Attributes:
         test_score, test_drop: score and drop on the test part, read once, for frontier points only.
-        test_drop_low, test_drop_high: bounds of that drop, 95 % each.
-        folder: of the artifact, relative to the study.
-        seconds: that making and measuring it took.
+        test_drop_low, test_drop_high: one-sided 95 % confidence bounds of ``test_drop``.
+        folder: folder of the artifact, relative to the study.
+        seconds: time that compression and measurement took.
         candidate: the settings that exploration chose, from which the recipe was made.
-        key: of the study that it belongs to.
-        number: of points that were measured before it.
+        key: key of the study that the point belongs to.
+        number: number of points that were measured before.
     """
 
     test_score: float | None = None
@@ -79,14 +79,14 @@ class Study:
     """A folder of measured points, its frontier, and the best point for a budget.
 
     Args:
-        folder: where the study lives; made if missing, resumed if it holds a study.
-        about: what the study is of (``model``, ``data``, ``key``...); ``key`` must not change, nor
-            ``threads`` of the runtime.
+        folder: folder of the study; made if missing, resumed if it holds a study.
+        about: description of the study (``model``, ``data``, ``key``...); ``key`` must not change,
+            nor ``threads`` of the runtime.
 
     Attributes:
-        failures: why candidates failed, by name; they are not tried again.
-        dropped: why candidates were not trained, under this budget.
-        running: whether a search works on it.
+        failures: reasons why candidates failed, by name; they are not tried again.
+        dropped: reasons why candidates were not trained, under this budget.
+        running: whether a search works on the study.
         stopped: whether Ctrl-C ended the search.
 
     Raises:
@@ -113,17 +113,17 @@ class Study:
 
     @property
     def baseline(self) -> Point:
-        """The original, exported and measured like every other point."""
+        """Point of the original, exported and measured like every other."""
         return self.points[BASELINE]
 
     @property
     def compressed(self) -> list[Point]:
-        """Every point but the original."""
+        """All points except the original."""
         return [point for point in self.points.values() if point.name != BASELINE]
 
     @property
     def frontier(self) -> list[Point]:
-        """The points that no other beats in packed bytes, speed and score at once, by size."""
+        """Pareto-optimal points in packed bytes, speed and score, sorted by size."""
         points = list(self.points.values())
         best = [p for p in points if not any(self._beats(q, p) for q in points)]
         return sorted(best, key=lambda point: (point.packed_bytes, self.speed(point)))
@@ -135,15 +135,15 @@ class Study:
 
     @property
     def best(self) -> SavedPoint | None:
-        """The point to deploy, None if none is within the budget.
+        """Point to deploy, None if none is within the budget.
 
-        With a limit of drop, the least product of bytes and milliseconds among the points that surely
-        meet the budget. Where few images tell of none, among those that may meet it: the least such
-        product if their classes surely are the original's to within the limit, else the one that
-        diverges least from the original. The original itself where no other will do.
+        With a limit of drop: the least product of bytes and latency among the points that surely meet
+        the budget. If the images are too few for any to be sure, among those that may meet it: the
+        least such product if their classes surely agree with the original's to within the limit, else
+        the least divergence from the original. The original itself if there is no other.
 
-        Without such a limit, the point that lost least; among those that the images cannot tell from
-        it, the one that diverges least from the original.
+        Without such a limit: the least drop; among the points that the images cannot tell from that
+        one, the least divergence from the original.
         """
         if self.budget.drop is None:
             chosen = self._least_lost([p for p in self.points.values() if not self.excess(p)])
@@ -173,16 +173,16 @@ class Study:
         return math.inf if point.divergence is None else point.divergence
 
     def speed(self, point: Point) -> float:
-        """Latency relative to the original's in the same interleaved run (1 = as fast)."""
+        """Return the latency relative to the original's in the same interleaved run (1 = as fast)."""
         return point.latency_ms / (point.reference_latency_ms or point.latency_ms)
 
     def bounds(self, point: Point) -> interval.Bounds | None:
-        """Of the drop; the upper bounds of all points hold at once with 95 %. The original's drop is
-        0 by definition."""
+        """Return the bounds of the drop; the upper bounds of all points hold at once with 95 %
+        confidence. The original's drop is 0 by definition."""
         return (0.0, 0.0) if point.name == BASELINE else point.bounds(len(self.compressed))
 
     def state(self, point: Point) -> State:
-        """Whether ``point`` meets the budget, or misses it, or the images do not tell."""
+        """Decide whether ``point`` meets or misses the budget, or the images cannot tell."""
         if self.budget.excess(point.packed_bytes, point.latency_ms, drop=0.0):
             return "missed"
         if self.budget.drop is None or point.name == BASELINE:
@@ -190,11 +190,11 @@ class Study:
         return point.state(self.budget.drop, len(self.compressed))
 
     def excess(self, point: Point) -> dict[str, tuple[float, float]]:
-        """The budget's limits that ``point`` exceeds, as far as one can tell."""
+        """Return the budget's limits that ``point`` exceeds by its measured values."""
         return self.budget.excess(point.packed_bytes, point.latency_ms, point.drop)
 
     def nearest(self) -> tuple[Point, dict[str, tuple[float, float]]]:
-        """The point that comes nearest to the budget, and the limits it still exceeds."""
+        """Find the point nearest to the budget, and the limits that it exceeds."""
         tiny = 1e-3  # a limit of zero drop has no ratio
 
         def distance(point: Point) -> float:
@@ -205,7 +205,8 @@ class Study:
         return point, self.excess(point)
 
     def doubt(self) -> str | None:
-        """One sentence on what the images do not tell of the best point, if there is such a thing."""
+        """Return a sentence if the images cannot tell whether the best point meets the budget, or the
+        test images deny it; else None."""
         best, limit = self.best, self.budget.drop
         if best is None or limit is None:
             return None
@@ -227,7 +228,7 @@ class Study:
         )
 
     def add(self, point: Point) -> None:
-        """Keep a point: its own file first, then what is made from all."""
+        """Add a point: write its own file first, then those made from all points."""
         if point.name not in self.points:
             point.key, point.number = self.about["key"], len(self.points)
         self.points[point.name] = point
@@ -236,13 +237,13 @@ class Study:
         self.write()
 
     def fail(self, name: str, folder: str, reason: str, error: BaseException | None = None) -> None:
-        """Keep why a candidate failed: its own file in ``trials/folder`` first."""
+        """Record why a candidate failed: write its own file in ``trials/folder`` first."""
         self.failures[name] = reason
         attempt.fail(self.folder / "trials" / folder, name, reason, error)
         self.write()
 
     def write(self) -> None:
-        """Write ``study.json``, ``frontier.json`` and ``best/``, which is there if there is a best."""
+        """Write ``study.json``, ``frontier.json`` and, if there is a best point, ``best/``."""
         state = {"about": self.about, "elapsed_s": self.elapsed_s}
         files.write_text(self.folder / "study.json", json.dumps(state, indent=1))
         if BASELINE not in self.points:
@@ -255,7 +256,7 @@ class Study:
             self.best.put(target)
 
     def to_dict(self) -> dict[str, Any]:
-        """The study as plain data: what ``frontier.json`` holds."""
+        """Return the study as plain data, the contents of ``frontier.json``."""
         best = self.best
         return {
             "version": 1,
@@ -272,19 +273,19 @@ class Study:
         }
 
     def _judged(self, point: Point) -> dict[str, Any]:
-        """A point with the bounds by which it is judged."""
+        """Return a point as plain data, with its state and the bounds that decide it."""
         low, high = self.bounds(point) or (None, None)
         state = {"state": self.state(point), "drop_low": low, "drop_high": high}
         return point.model_dump(mode="json") | state
 
     def _resume(self) -> bool:
-        """Whether ``study.json`` says that all points are of this study."""
+        """Read ``study.json``; returns whether it shows that all points belong to this study."""
         file = self.folder / "study.json"
         state = _record(file)
         if state is None or not isinstance(state.get("about"), dict):
             if file.exists():
                 say(
-                    f"{file} cannot be read; what it held is made anew from {self.folder / 'trials'}"
+                    f"{file} cannot be read; its contents are rebuilt from {self.folder / 'trials'}"
                 )
             return False
         self._check(state["about"])
@@ -325,14 +326,14 @@ class Study:
 
 
 class SavedPoint:
-    """A point together with the study folder its artifact lies in."""
+    """A point with the folder of its artifact."""
 
     def __init__(self, point: Point, study: Path) -> None:
         self.point, self.folder = point, study / point.folder
 
     @property
     def name(self) -> str:
-        """The point's name."""
+        """Name of the point."""
         return self.point.name
 
     def save(self, folder: str | Path) -> None:
@@ -340,7 +341,7 @@ class SavedPoint:
         is replaced as a whole.
 
         Raises:
-            PenjingError: there are other files in it, or it cannot be written.
+            PenjingError: ``folder`` holds other files, or cannot be written.
         """
         folder = Path(folder)
         others = {path.name for path in folder.iterdir()} - {*SAVED} if folder.is_dir() else set()
@@ -352,7 +353,7 @@ class SavedPoint:
         self.put(folder)
 
     def put(self, folder: Path) -> None:
-        """As ``save``, whatever is in ``folder``."""
+        """Copy the files as ``save`` does, but replace other files in ``folder``, too."""
         with files.atomic(folder) as partial:
             partial.mkdir()
             for name in SAVED:
@@ -360,7 +361,7 @@ class SavedPoint:
                     copyfile(self.folder / name, partial / name)
 
     def lies_in(self, folder: Path) -> bool:
-        """Whether ``folder`` holds this point's files and no others."""
+        """Whether ``folder`` holds exactly this point's files."""
         mine = [name for name in SAVED if (self.folder / name).exists()]
         if not folder.is_dir() or {path.name for path in folder.iterdir()} != {*mine}:
             return False
@@ -369,7 +370,7 @@ class SavedPoint:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the study in ``folder`` while the block runs; a process that ends lets go of it.
+    """Lock the study in ``folder`` while the block runs; the lock ends with the process.
 
     Raises:
         PenjingError: another process holds it, or the folder cannot be written.
@@ -406,7 +407,7 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 
 def _point(file: Path) -> Point | None:
-    """The point in ``file``, None unless it and its model are whole."""
+    """Read the point in ``file``; None unless it and its model are complete."""
     try:
         point = Point.model_validate_json(file.read_text())
         if point.candidate:  # Earlier versions called it by other words.
