@@ -25,15 +25,15 @@ BLOCK = 128
 NEAR = 16
 """Columns after which the changes of all eight paths are carried to the rest of the block together."""
 LARGEST = tuple(int(values_of(one, 0, 127).max()) for one in range(SETS))
-"""Of each of the trellis's sets, in 8 bits."""
+"""Largest integer of 8 bits in each of the trellis's sets."""
 RATE = 0.1
-"""What a bit may cost, in squared steps of the two grids together. The best for one layer is 2 ln 2
+"""Price of a bit, in squared steps of the two grids together. The best for one layer is 2 ln 2
 times the error, a third; but that shrinks all layers alike, and what they do adds up."""
 _LEAST_SPREAD = 0.25
 
 
 def _into() -> tuple[Tensor, Tensor]:
-    """For each state, the two it is reached from, and the parity that leads from each."""
+    """Return the two states from which each state is reached, and the parity that leads there."""
     steps = [(step(state, parity), state, parity) for state in range(STATES) for parity in (0, 1)]
     steps.sort()
     states, parities = (torch.tensor([one[at] for one in steps]).reshape(-1, 2) for at in (1, 2))
@@ -44,7 +44,8 @@ _FROM, _BY = _into()
 
 
 def _by_state(grids: list[list[float]]) -> Tensor:
-    """For each state, whose lowest bit is its grid, what its grid has for either parity: ``[8, 2]``."""
+    """Return, for each state, whose lowest bit is its grid, what that grid has for each parity:
+    ``[8, 2]``."""
     return torch.tensor(grids).repeat(STATES // 2, 1)
 
 
@@ -77,14 +78,15 @@ class _Price:
         return cls(slope, zero, slope / 2 + 1 - log(1.5), 1 - slope - log(2.0))
 
     def bits(self, sizes: Tensor) -> Tensor:
-        """Of absolute values ``[G, R, 8, 2]``, by the grid of their state."""
+        """Return the bits of absolute values ``[G, R, 8, 2]``, by the grid of their state."""
         bits = self.more[..., None] + self.slope[..., None] * sizes
         bits = torch.where((sizes == 1) & _ODD_GRID.to(sizes.device), self.one[..., None], bits)
         return torch.where(sizes == 0, self.zero.repeat(1, 1, STATES // 2)[..., None], bits)
 
 
 def compensated(weight: Tensor, elimination: Elimination, scale: float) -> Tensor:
-    """Integers that follow the trellis along the columns of ``weight``, in the order of ``elimination``.
+    """Return integers that follow the trellis along the columns of ``weight``, in the order of
+    ``elimination``.
 
     Args:
         weight: float32 ``[G, R, K]``: G independent matrices. Exact zeros stay zero.
@@ -126,8 +128,8 @@ def _block(
     price: _Price,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The best path through the columns of a block from ``state`` ``[G, R, 1]``: its integers, and the
-    state it ends in. ``moved`` are the ``steps`` with what earlier blocks did to them."""
+    """Find the best path through the columns of a block from ``state`` ``[G, R, 1]``: its integers,
+    and the state it ends in. ``moved`` are the ``steps`` with what earlier blocks did to them."""
     width, paths = steps.shape[2], (*steps.shape[:2], STATES)
     rest = moved[:, :, None].expand(*paths, width).contiguous()
     cost = steps.new_full(paths, math.inf).scatter_(2, state, 0.0)
@@ -168,7 +170,7 @@ def _block(
 def _candidates(
     column: Tensor, keep: Tensor, worth: Tensor, price: _Price
 ) -> tuple[Tensor, Tensor]:
-    """The best integer of either parity for what each path has of a column ``[G, R, 8]``, and its
+    """Return the best integer of each parity for what each path has of a column ``[G, R, 8]``, and its
     cost: both ``[G, R, 8, 2]``."""
     sizes, signs = column.abs()[..., None], torch.where(column < 0, -1.0, 1.0)[..., None]
     near = (sizes - RATE / 2 * (price.slope / worth)[..., None]).clamp_min(0)
@@ -179,12 +181,13 @@ def _candidates(
 
 
 def _odd_at_zero(column: Tensor) -> Tensor:
-    """What a zero that is to stay one costs: it has even parity."""
+    """Return the cost of a zero that must stay zero, which has even parity."""
     return column.new_tensor([0.0, math.inf])
 
 
 def _nearest(near: Tensor) -> Tensor:
-    """Absolute values next to ``near`` ``[G, R, 8, 1]`` that a state allows: of even index, and of odd.
+    """Return the absolute values next to ``near`` ``[G, R, 8, 1]`` that a state allows: of even
+    index, and of odd.
 
     They are multiples of 4 plus a remainder; on the odd grid, zero stands beside 3, 7, ...
     """

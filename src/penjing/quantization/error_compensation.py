@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Of the mean of the diagonal, added to it."""
+"""Share of the diagonal's mean that is added to it."""
 BLOCK = 128
 """Columns whose errors are carried to the rest of the matrix together."""
 
@@ -35,9 +35,9 @@ class Elimination:
 
 
 def eliminate(moments: Tensor, order: Tensor | None = None) -> Elimination:
-    """How to round columns whose second moments are ``moments`` ``[G, K, K]``, positive definite, in
-    ``order`` ``[K]`` or that of falling input energy. The work is cubic in K: keep it where one layer
-    is rounded more than once."""
+    """Find how to round columns whose second moments are ``moments`` ``[G, K, K]``, positive
+    definite, in ``order`` ``[K]`` or that of falling input energy. The work is cubic in K: keep it
+    where one layer is rounded more than once."""
     diagonal = moments.diagonal(dim1=1, dim2=2)
     level = diagonal.mean(1, keepdim=True)
     falling = diagonal.argsort(1, descending=True)
@@ -81,7 +81,7 @@ def compensated(
 
 
 def output_error(difference: Tensor, moments: Tensor) -> Tensor:
-    """Squared output error ``[G, R]`` of a change ``[G, R, K]`` of the weights."""
+    """Return the squared output error ``[G, R]`` of a change ``[G, R, K]`` of the weights."""
     return ((difference @ moments).mul_(difference)).sum(2)
 
 
@@ -100,8 +100,8 @@ def _damped(moments: Tensor) -> Tensor:
 def _sweep(
     weight: Tensor, known: Elimination, scale: Tensor, rounding: Callable
 ) -> tuple[Tensor, Tensor]:
-    """The rounded columns of ``weight`` ``[G, K, R]``, in the order of ``known``, and the squared output
-    error of all of them ``[G, R]``."""
+    """Return the rounded columns of ``weight`` ``[G, K, R]``, in the order of ``known``, and the
+    squared output error of all of them ``[G, R]``."""
     rest, keep = weight.clone(), weight != 0
     rounded, changes = torch.empty_like(weight), torch.empty_like(weight)
     error = torch.zeros_like(scale)

@@ -14,7 +14,7 @@ IN_CACHE = 1 << 16
 
 
 def limits(bits: int) -> tuple[int, int]:
-    """Smallest and largest integer of a weight grid: symmetric for 2 bits and 1 bit."""
+    """Return the smallest and the largest integer of a weight grid: symmetric for 2 bits and 1 bit."""
     if bits <= 2:
         return -1, 1
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -32,7 +32,7 @@ def to_codes(steps: Tensor, bits: int) -> Tensor:
 
 
 def choose_scale(weight: Tensor, bits: int) -> Tensor:
-    """The scale of every row of ``weight`` (float ``[rows, columns]``), float ``[rows]``.
+    """Choose the scale of every row of ``weight`` (float ``[rows, columns]``), float ``[rows]``.
 
     16 and 8 bits: the largest weight lies on the last integer. 4 and 2 bits: the least squared
     error of 100 tries. 1 bit: the mean magnitude, which is the optimum (Rastegari et al. 2016,
@@ -61,13 +61,14 @@ def _search(weight: Tensor, widest: Tensor, bits: int) -> Tensor:
 
 
 def step_for(values: Tensor, bits: int) -> float:
-    """The smallest power of two of which ``2**(bits - 1) - 1`` reach the largest of ``|values|``."""
+    """Return the smallest power of two of which ``2**(bits - 1) - 1`` reach the largest of
+    ``|values|``."""
     largest = float(values.abs().max())
     return 2.0 ** math.ceil(math.log2(largest / (2 ** (bits - 1) - 1))) if largest > 0 else 1.0
 
 
 def multiples(values: Tensor, step: float | Tensor) -> Tensor:
-    """The nearest multiples of ``step``, a power of two: the container stores them as integers.
+    """Return the nearest multiples of ``step``, a power of two: the container stores them as integers.
 
     None is -0.0, which is no integer.
     """
@@ -94,7 +95,7 @@ class WeightQuantizer(nn.Module):
         return to_codes(weight / scale, self.bits) * scale
 
     def positive_scale(self) -> Tensor:
-        """The scale as used, shaped like ``scale``: a learned one must not reach zero."""
+        """Return the scale as used, shaped like ``scale``: a learned one must not reach zero."""
         return self.scale.abs().clamp_min(SMALLEST_SCALE)
 
 

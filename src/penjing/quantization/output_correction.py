@@ -1,15 +1,13 @@
-"""Give every output channel back the mean and the spread it had before quantization, and the answers
-their sharpness.
+"""Restore the mean and spread of every output channel after quantization, and the sharpness of logits.
 
-Sources: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction",
-section 4.2, for the mean; Banner et al. 2019, "Post training 4-bit quantization of convolutional
-networks", section 4, for mean and spread (of the weights there). Here both are measured on images.
-Rounding for the least squared error shrinks weights a little, and for few bits more; over fifty
-layers that leaves logits nearly flat. The spread costs nothing to restore: it goes into the scale.
-Part of it is the error's by then, so that answers are still less sure than they were: the last scale
-is the temperature of Guo et al. 2017, "On calibration of modern neural networks", and costs nothing
-either.
-"""
+Sources: Nagel et al. 2019, "Data-free quantization through weight equalization and bias
+correction", section 4.2, for the mean; Banner et al. 2019, "Post training 4-bit quantization of
+convolutional networks", section 4, for mean and spread (of the weights there). Here both are
+measured on images. Rounding for the least squared error shrinks weights a little, and for few bits
+more; over fifty layers that leaves logits nearly flat. The spread costs nothing to restore: it goes
+into the scale. Part of it is the error's by then, so that the outputs are still less confident than
+they were: the last scale is the temperature of Guo et al. 2017, "On calibration of modern neural
+networks", and costs nothing either."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from penjing.tasks.divergence import columns
 
 LARGEST_GAIN = 2.0
 HALVINGS = 20
-"""Of the range of gains that ``sharpen`` looks through."""
+"""Number of times that ``sharpen`` halves its range of gains."""
 
 
 def correct_outputs(
@@ -79,7 +77,7 @@ def sharpen(
     images: Tensor,
     expected: Any,
 ) -> None:
-    """Scale the logits of ``model``, in place, so that its answers diverge least from ``expected``:
+    """Scale the logits of ``model``, in place, so that its outputs diverge least from ``expected``:
     the output that it should give for ``images``, best of which no statistic has seen. Its first
     tensor holds the logits ``[N, classes]``, or one logit ``[N]`` or ``[N, 1]``. Their order stays.
 
@@ -104,8 +102,8 @@ def sharpen(
 
 
 def _sharpness(logits: Tensor, expected: Tensor) -> float:
-    """The factor at which the divergence, convex in it, has no slope: the logits' mean is the same in
-    the answers that are found and in those expected."""
+    """Find the factor at which the divergence, convex in it, has no slope: the logits' mean is the
+    same in the outputs that are found and in those expected."""
     wanted = (expected.softmax(1) * logits).sum()
     low, high = -math.log(LARGEST_GAIN), math.log(LARGEST_GAIN)
     for _ in range(HALVINGS):
@@ -121,7 +119,7 @@ def _gain(expected: Tensor, found: Tensor) -> Tensor:
 
 
 def _scale_weight(layer: Layer, quantizer: WeightQuantizer, gain: Tensor) -> None:
-    """The integers stay: weight and scale grow alike."""
+    """Multiply weight and scale by ``gain``, which leaves the integers as they are."""
     former = layers.original(layer).detach()
     layers.set_original(layer, "weight", former * gain.reshape(-1, *[1] * (former.dim() - 1)))
     scale = quantizer.scale * gain[: len(quantizer.scale)]

@@ -36,11 +36,11 @@ INSIDE = 0.45
 FINEST, FIRST, WIDEST = -40.0, -24.0, -8.0
 """Octaves of distortion: the range of the search and where it starts."""
 TRIES, CLOSE, FINE = 16, 0.002, 0.005
-"""Of the search for a size: files at most, the part of the size that may be left free, and the octaves
-by which it is not worth going on."""
+"""Limits of the search for a size: attempts at most, the share of the size that may stay free, and the
+octaves by which it is not worth going on."""
 HALVINGS = 9
 ROUGHLY_CLOSE, ROUGH_HALVINGS = 0.05, 6
-"""The same where only the region is wanted."""
+"""Share of the size that may stay free, and halvings, where only the region is wanted."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class GridWeights:
 
     @property
     def spacing(self) -> float:
-        """What separates the values that a weight may take."""
+        """Distance between the values that a weight may take."""
         return (2 if self.dependent else 1) * self.step
 
     @property
     def weight(self) -> Tensor:
-        """What the layer computes with."""
+        """Weights that the layer computes with, float32."""
         return self.codes * self.step
 
 
@@ -71,7 +71,7 @@ def choose(
     *,
     dependent: bool,
 ) -> dict[str, GridWeights]:
-    """Steps and integers of the layers ``found`` at equal ``distortion`` of all weights.
+    """Return steps and integers of the layers ``found`` at equal ``distortion`` of all weights.
 
     Layers without a sensitivity (they never ran) get the finest grid. Exact zeros stay zero. Integers
     that are ``dependent`` follow a trellis, where the container can code that.
@@ -109,7 +109,7 @@ def _on_grid(
 
 
 def predicted(layer: Layer, known: Sensitivity, one: GridWeights) -> float:
-    """Divergence that putting ``layer`` on its grid should cause, by ``known``."""
+    """Return the divergence that putting ``layer`` on its grid should cause, by ``known``."""
     return layer.weight.numel() * one.spacing**2 / 24 * known.weight_gain
 
 
@@ -120,14 +120,14 @@ def _step(known: Sensitivity, distortion: float) -> float:
 
 
 def start(weight: Tensor, one: GridWeights) -> Tensor:
-    """Where training starts from: the weight as it was, or the nearest value that rounds to its
+    """Return where training starts from: the weight as it was, or the nearest value that rounds to its
     integer (Nagel et al. 2020, "Up or down? Adaptive rounding")."""
     inside = (weight / one.step).clamp(one.codes - INSIDE, one.codes + INSIDE)
     return torch.where(weight == 0, 0.0, inside * one.step)
 
 
 def coded_bytes(chosen: Iterable[GridWeights]) -> int:
-    """Bytes that the container's adaptive coder spends on whole tensors of integers."""
+    """Return the bytes that the container's adaptive coder spends on whole tensors of integers."""
     memory: Memory = {}
     total = 0
     for one in chosen:
@@ -154,7 +154,7 @@ def for_size(
     *,
     roughly: bool = False,
 ) -> float | None:
-    """The distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm,
+    """Find the distortion at which ``bytes_at`` is just below ``wanted``, by secants over its logarithm,
     from the octave ``first``; None if nothing is small enough. ``weights`` is how many there are."""
     close = ROUGHLY_CLOSE if roughly else CLOSE
     best, before = None, (math.nan, math.nan)
@@ -174,7 +174,8 @@ def for_size(
 
 
 def for_score(good: Callable[[float], bool], *, roughly: bool = False) -> float:
-    """The largest distortion that is ``good``, by bisection of its logarithm; the finest if none."""
+    """Find the largest distortion that is ``good``, by bisection of its logarithm; the finest if
+    none."""
     low, high = FINEST, WIDEST
     for _ in range(ROUGH_HALVINGS if roughly else HALVINGS):
         middle = (low + high) / 2

@@ -1,9 +1,9 @@
-"""How much a change of each layer's weights changes what the network answers.
+"""Sensitivity: how much a change of each layer's weights changes the network's outputs.
 
-To second order a change E of a layer's weights moves the network's answer by a Kullback-Leibler
+To second order a change E of a layer's weights moves the network's outputs by a Kullback-Leibler
 divergence of half the sum over its output rows of ``gain * e @ moments @ e``. ``moments`` are those
 of the layer's input; ``gain`` makes the trace of that form the mean squared gradient of the
-likelihood of an answer which the network itself would give, image by image.
+likelihood of an output drawn from the network's own distribution, image by image.
 
 Sources: Martens & Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate
 curvature", section 3; Tseng et al. 2025, "Model-preserving adaptive rounding", for gradients of whole
@@ -36,7 +36,7 @@ NOISE = 0.3
 """Damping for each column a patch: what few samples say of many columns is mostly chance."""
 LEAST_DAMPING = 0.01
 DEAD = 1e-6
-"""Of the mean of all groups: less than this counts as so much."""
+"""Least level of a group, as a share of the mean level of all groups."""
 MOST_REFINED = math.log(5)
 """A measurement on few images is not believed beyond so much."""
 
@@ -56,14 +56,15 @@ class Sensitivity:
 
     @property
     def weight_gain(self) -> float:
-        """The same of one weight that later ones make good: the mean."""
+        """Mean squared gradient of one weight whose change later ones make good, over all weights."""
         return float((self.gain[:, None] * self.elimination.remaining).mean())
 
 
 def sensitivities(
     model: nn.Module, found: dict[str, Layer], batches: Sequence[Tensor], *, classifies: bool
 ) -> dict[str, Sensitivity]:
-    """Sensitivity of those layers ``found`` that run, from ``batches`` float32 ``[N, C, H, W]``.
+    """Return the sensitivity of the layers ``found`` that run, from ``batches`` float32 ``[N, C, H,
+    W]``.
 
     ``classifies``: the output is logits; else every output counts alike.
     """
@@ -98,7 +99,7 @@ def refined(
     *,
     classifies: bool,
 ) -> dict[str, Sensitivity]:
-    """``known`` with gains that fit what rounding each layer alone does to the network's answers.
+    """Return ``known`` with gains that fit what rounding each layer alone does to the outputs.
 
     Second-order information of few images is too kind to layers with many columns and too harsh on
     others, by factors; measuring costs one pass a layer.
@@ -147,7 +148,7 @@ def _damped(moments: Tensor, damping: float) -> Tensor:
 
 
 def _level(moments: Tensor) -> Tensor:
-    """Mean of each group's diagonal ``[G, 1]``; a group whose input is always zero must stay
+    """Return the mean of each group's diagonal ``[G, 1]``; a group whose input is always zero must stay
     invertible."""
     level = moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
     return level.clamp_min(max(float(level.mean()) * DEAD, torch.finfo(moments.dtype).tiny))
@@ -185,7 +186,7 @@ class _Gradients:
 def _gradients(
     model: nn.Module, found: dict[str, Layer], batches: Sequence[Tensor], classifies: bool
 ) -> dict[str, _Gradients]:
-    """Of those layers that run."""
+    """Return the gradients of the layers that run."""
     generator = torch.Generator(batches[0].device).manual_seed(0)
     weights = {name: original(layer) for name, layer in found.items()}
     biases = {name: layer.bias for name, layer in found.items() if layer.bias is not None}
@@ -212,7 +213,7 @@ def _energy(layer: Layer, gradient: Tensor) -> Tensor:
 
 
 def _outputs(layer: Layer) -> int:
-    """Of one group."""
+    """Return the number of outputs of one group."""
     return patches.matrix(layer, layer.weight).shape[1]
 
 
@@ -233,7 +234,7 @@ class _differentiable:  # noqa: N801
 
 
 def _divergence(output: Any, expected: Any, classifies: bool) -> Tensor:
-    """Mean over the images, up to a constant factor."""
+    """Return the mean divergence over the images, up to a constant factor."""
     if classifies:
         return of_scores(outputs.logits(output), outputs.logits(expected)).mean()
     pairs = zip(_floats(output), _floats(expected), strict=True)
@@ -241,7 +242,7 @@ def _divergence(output: Any, expected: Any, classifies: bool) -> Tensor:
 
 
 def _surprise(output: Any, generator: torch.Generator, classifies: bool) -> Tensor:
-    """A loss whose gradient, squared, is on average the Fisher information of the answer."""
+    """Return a loss whose squared gradient is on average the Fisher information of the output."""
     if not classifies:
         return torch.stack([_noisy(one, generator) for one in _floats(output)]).sum()
     logits = columns(outputs.logits(output))

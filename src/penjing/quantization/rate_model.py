@@ -1,4 +1,4 @@
-"""What the container's adaptive coder spends on a layer's integers, with gradients.
+"""Estimate of what the container's adaptive coder spends on a layer's integers, with gradients.
 
 As in ``container.contexts``, an integer is expected to be about as large as those in its row, input
 channel, kernel position and kernel. Integers of one expected size, in half octaves, share a histogram.
@@ -25,7 +25,8 @@ LIMIT = 1e-6
 
 
 def bits(steps: Tensor) -> tuple[Tensor, float]:
-    """Of weights ``steps`` (divided by their step, float ``[rows, channels, positions]``).
+    """Estimate the bits of weights ``steps`` (divided by their step, float ``[rows, channels,
+    positions]``).
 
     Returns:
         The sum over the weights as they are, a scalar with gradients; and that over their nearest
@@ -46,7 +47,8 @@ def bits(steps: Tensor) -> tuple[Tensor, float]:
 
 
 def _classes(integers: Tensor) -> Tensor:
-    """Half octaves of what each integer's neighbours lead to expect, int64 shaped like ``integers``."""
+    """Return half octaves of what each integer's neighbours lead to expect, int64 shaped like
+    ``integers``."""
     rows, channels, positions = integers.shape
     mean = integers.mean().clamp_min(LIMIT)
     level = mean.log2() + 7 / 8 * _ratio(integers, (1, 2), channels * positions, mean, 4)
@@ -61,15 +63,16 @@ def _classes(integers: Tensor) -> Tensor:
 def _ratio(
     integers: Tensor, dims: tuple[int, ...], number: int, mean: Tensor, weight: int
 ) -> Tensor:
-    """Octaves by which the others along ``dims`` are larger than ``mean``, towards which they are
-    drawn as by ``weight`` integers."""
+    """Return the octaves by which the others along ``dims`` are larger than ``mean``, towards which
+    they are drawn as by ``weight`` integers."""
     others = integers.sum(dims, keepdim=True) - integers
     return others.add_(weight * mean).div_((number - 1 + weight) * mean).log2_()
 
 
 def _code_lengths(nearest: Tensor) -> Tensor:
-    """Bits of each magnitude, with its sign, in each class: ``[CLASSES * (LARGEST + 1)]``, one class
-    after another, in each of which they never fall. ``nearest``: the place there of each integer."""
+    """Return the bits of each magnitude, with its sign, in each class: ``[CLASSES * (LARGEST +
+    1)]``, one class after another, in each of which they never fall. ``nearest``: the place there
+    of each integer."""
     seen = torch.bincount(nearest.flatten(), minlength=CLASSES * (LARGEST + 1))
     seen = seen.to(torch.float32).reshape(CLASSES, LARGEST + 1)
     octaves = (torch.arange(CLASSES, device=seen.device) + LOWEST) / 2

@@ -11,7 +11,7 @@ __all__ = ["Attached", "Technique", "apply", "bake", "techniques"]
 
 
 def techniques() -> dict[str, type[Technique]]:
-    """Every technique by its name, found by importing the modules of this package."""
+    """Return every technique by its name, found by importing the modules of this package."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     kinds = Technique.__subclasses__()

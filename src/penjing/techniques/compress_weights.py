@@ -29,25 +29,25 @@ from penjing.techniques.technique import Attached, Kind, Technique, apply
 
 CORRECTION_IMAGES = 96
 TRAINING_IMAGES = 512
-"""On which classes are compared with the original's."""
+"""Number of training images on which classes are compared with the original's."""
 TRIED = 16
 """Bounds hold for so many distortions at once: about as many as a search for a score looks at."""
 FILES = 6
-"""Written in the search for a size; each attempt leaves more to spare."""
+"""Attempts in the search for a size, each of which leaves more to spare."""
 
 
 class CompressWeights(Technique):
-    """Put the weights of every layer on one integer grid, so that the network's answers change as
+    """Put the weights of every layer on one integer grid, so that the network's outputs change as
     little as possible for the size of its ``.penjing`` file.
 
     Batch norms are folded first. One number, the distortion that every weight may do, gives all
     layers their steps from their sensitivities; it is given, or found for a size or a score. Biases
-    then give the outputs their means back, steps their spread and the answers their sharpness.
+    then give the outputs their means back, steps their spread and the logits their sharpness.
     Activations stay in float.
 
-    After training the integers of a row depend on one another (trellis-coded quantization), which the
-    container makes use of. In training they do not: rounding lets gradients pass and the steps learn.
-    """
+    Post-training, the integers of a row depend on one another (trellis-coded quantization), which
+    the container makes use of. In quantization-aware training they do not: rounding lets gradients
+    pass and the steps learn."""
 
     name: ClassVar[str] = "compress_weights"
     kind: ClassVar[Kind] = Kind.CODED
@@ -135,7 +135,7 @@ class CompressedWeights(Attached):
 
 
 def compress_weights(model: nn.Module, task: Task, **settings: object) -> nn.Module:
-    """A copy of ``model`` with the weights of the smallest file, after training.
+    """Return a copy of ``model`` with the weights of the smallest file, post-training.
 
     ``settings`` are the fields of ``CompressWeights``. Raises what ``CompressWeights.attach`` raises.
     """
@@ -143,7 +143,7 @@ def compress_weights(model: nn.Module, task: Task, **settings: object) -> nn.Mod
 
 
 class _Search:
-    """Finds the distortion that meets an aim, on copies of the folded ``model``; the integers are
+    """Search for the distortion that meets an aim, on copies of the folded ``model``; the integers are
     ``dependent`` or not. ``outputs`` are statistics of ``images``; no sensitivity in ``known`` is from
     the ``unseen`` ones."""
 
@@ -168,7 +168,7 @@ class _Search:
         self.last: tuple[tuple[float, bool], dict[str, GridWeights]] | None = None
 
     def chosen(self, distortion: float) -> dict[str, GridWeights]:
-        """The grids of ``distortion``; those asked for last are kept."""
+        """Return the grids of ``distortion``; those asked for last are kept."""
         key = distortion, self.dependent
         if self.last is None or self.last[0] != key:
             found = layers.compressible(self.model)
@@ -195,7 +195,7 @@ class _Search:
         self.last = None
 
     def distortion(self, aim: CompressWeights, *, roughly: bool = False) -> float:
-        """That meets the aim, or is in the region where it is met."""
+        """Find the distortion that meets the aim, or is in the region where it is met."""
         if aim.distortion is not None:
             return aim.distortion
         if aim.max_bytes is not None:
@@ -222,7 +222,7 @@ class _Search:
         return compared.agreement >= 1 - limit
 
     def _compared(self, distortion: float) -> Comparison:
-        """With the original on the validation images; classes on some training images, too."""
+        """Compare with the original on the validation images; classes on some training images, too."""
         small = self._compressed(distortion)
         compared = interval.compare(self.task, *self._both(small, "validation", None))
         if compared.agreement is None:
@@ -233,15 +233,15 @@ class _Search:
     def _both(
         self, small: nn.Module, split: SplitName, limit: int | None
     ) -> tuple[Any, Any, Tensor]:
-        """What the original and ``small`` give for the images of a split, and the targets."""
+        """Return the outputs of the original and of ``small`` for a split, and the targets."""
         if split not in self.originals:
             self.originals[split] = outputs_of(self.model, self.task.batches(split, limit=limit))[0]
         output, target = outputs_of(small, self.task.batches(split, limit=limit))
         return self.originals[split], output, target
 
     def _for_size(self, size: int, roughly: bool) -> float:
-        """By the bytes of the integers alone, and those of the rest from estimates, until a real file
-        is not larger."""
+        """Search by the bytes of the integers alone and estimates of the rest, until a real file is not
+        larger."""
         weights = sum(layer.weight.numel() for layer in layers.compressible(self.model).values())
         distortion, found = self.found, None
         for attempt in range(FILES):

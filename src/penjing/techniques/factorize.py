@@ -3,7 +3,7 @@
 By the weights: a linear layer or 1 x 1 convolution becomes two by the singular value decomposition; a
 spatial convolution becomes 1 x 1, k x k, 1 x 1 by a Tucker-2 decomposition (Kim et al. 2016,
 arXiv:1511.06530). By the outputs: a layer becomes one with fewer outputs and a 1 x 1 that spreads them,
-from the principal components of what the layer answers to images (Zhang et al. 2016, "Accelerating
+from the principal components of the layer's outputs for images (Zhang et al. 2016, "Accelerating
 very deep convolutional networks", section 3.1).
 """
 
@@ -31,7 +31,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 HOOI_SWEEPS = 3
 BISECTION_STEPS = 50
 SAMPLES = 4
-"""Output vectors a rank at least; what fewer do not show is not known to be nothing."""
+"""Output vectors needed for each rank: fewer cannot show that a direction is unused."""
 
 
 class Factorize(Technique):
@@ -45,8 +45,8 @@ class Factorize(Technique):
             that reaches the ratio. Given by layer, it is the share of each layer's weights instead; a
             layer that no pattern fits stays as it is.
         variance: share of the variance of each layer's outputs to keep, in (0, 1), on training
-            images. Without training it costs far less accuracy than ``ratio`` where layers answer
-            with few patterns, as those of wide networks on small tasks do.
+            images. Without training it costs far less accuracy than ``ratio`` where layers give
+            few patterns, as those of wide networks on small tasks do.
         calibration: number of training images to find the variance on.
     """
 
@@ -97,27 +97,28 @@ class Factorize(Technique):
 
 
 def factorize(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
-    """A copy of ``model`` with thinner layers, without training. Settings as in ``Factorize``."""
+    """Return a copy of ``model`` with thinner layers, post-training. Settings as in ``Factorize``."""
     return apply(Factorize(**settings), model, task)
 
 
 @dataclass
 class Spectrum:
-    """What a layer's ranks save and drop."""
+    """Parameters that a layer's ranks save, and the share of its squared weights that they drop."""
 
     outputs: Tensor
     """Share of the squared weights, or of the outputs' variance, dropped when 0, 1, ... output
     directions are kept."""
     inputs: Tensor | None
-    """The same for input directions; None for a layer that is a matrix, or is taken for one."""
+    """Share dropped when 0, 1, ... input directions are kept; None for a layer that is a matrix, or
+    is taken for one."""
     shape: tuple[int, int, int]
     """Outputs, inputs, and weights in one kernel."""
     stride: int
     """Input positions for each output position: the first factor of a Tucker-2 runs on them all."""
 
     def ranks(self, dropped: float) -> tuple[int, int] | None:
-        """The lowest ranks (outputs, inputs) that drop no more than the share ``dropped``, or None
-        when the layer is better left alone."""
+        """Return the lowest ranks (outputs, inputs) that drop no more than the share ``dropped``,
+        or None when the layer is better left alone."""
         if self.inputs is None:
             rank = _lowest(self.outputs, dropped)
             ranks = (rank, rank)
@@ -128,7 +129,8 @@ class Spectrum:
         return ranks if useful else None
 
     def saved(self, ranks: tuple[int, int], stride: int = 1) -> int:
-        """Parameters saved (negative: added); with ``stride``, MACs for each output position."""
+        """Return the parameters saved (negative: added); with ``stride``, MACs for each output
+        position."""
         outputs, inputs, kernel = self.shape
         if self.inputs is None:
             return outputs * inputs - ranks[0] * (outputs + inputs)
@@ -137,7 +139,7 @@ class Spectrum:
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors ``[m, rank]`` and ``[rank, n]`` whose product is closest to ``matrix`` ``[m, n]``.
+    """Return factors ``[m, rank]`` and ``[rank, n]`` whose product is closest to ``matrix`` ``[m, n]``.
 
     The error's norm is the root of the sum of the dropped squared singular values (Eckart and
     Young 1936). The singular values are shared evenly, which keeps both factors of one scale.
@@ -148,7 +150,8 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def tucker2(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Core ``[r0, r1, ...]`` and bases ``[out, r0]``, ``[in, r1]`` of a weight ``[out, in, ...]``.
+    """Return the core ``[r0, r1, ...]`` and bases ``[out, r0]``, ``[in, r1]`` of a weight ``[out,
+    in, ...]``.
 
     Higher-order orthogonal iteration (De Lathauwer et al. 2000): each basis in turn is the best for
     the other, starting from the singular vectors of the two unfoldings.
@@ -165,8 +168,8 @@ def tucker2(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, Tensor, Ten
 
 
 def _factorizable(model: nn.Module, example: Tensor) -> dict[str, layers.Layer]:
-    """Linear and ungrouped convolutional layers that ``example`` runs through, by their own ``forward``:
-    of others the weights may be read without a call."""
+    """Find the linear and ungrouped convolutional layers that ``example`` runs through, by their
+    own ``forward``: of others the weights may be read without a call."""
     # Attention reads the weights of its projections itself, an encoder those of all its layers.
     readers = nn.MultiheadAttention | nn.TransformerEncoderLayer
     reading = [module for module in model.modules() if isinstance(module, readers)]
@@ -191,7 +194,8 @@ def _factorizable(model: nn.Module, example: Tensor) -> dict[str, layers.Layer]:
 
 
 def _replaceable(model: nn.Module, names: list[str], image: Tensor) -> bool:
-    """Whether ``model`` still runs where the layers ``names`` stand inside an ``nn.Sequential``."""
+    """Return whether ``model`` still runs where the layers ``names`` stand inside an
+    ``nn.Sequential``."""
     trial = layers.copied(model)
     for name in names:
         layer = trial.get_submodule(name)
@@ -215,14 +219,15 @@ def _spectrum(layer: Any) -> Spectrum:
 
 
 def _dropped(matrix: Tensor) -> Tensor:
-    """Share of the squared norm outside the first 0, 1, ... singular directions, ``[rank + 1]``."""
+    """Return the share of the squared norm outside the first 0, 1, ... singular directions, ``[rank
+    + 1]``."""
     small = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     # Squared singular values from the Gram matrix: much faster than those of a long unfolding.
     return _tail(torch.linalg.eigvalsh(small @ small.T))
 
 
 def _tail(rising: Tensor) -> Tensor:
-    """Share of the sum of eigenvalues outside the 0, 1, ... largest."""
+    """Return the share of the sum of eigenvalues outside the 0, 1, ... largest."""
     tail = rising.clamp(min=0).cumsum(0).flip(0)
     return torch.cat([tail, tail.new_zeros(1)]) / tail[0].clamp(min=1e-300)
 
@@ -257,7 +262,7 @@ def _choose(
 
 
 def _leading(matrix: Tensor, count: int) -> Tensor:
-    """The first ``count`` left singular vectors of ``matrix``, as columns."""
+    """Return the first ``count`` left singular vectors of ``matrix``, as columns."""
     # Of the Gram matrix: it is small, the unfolding is long.
     return torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(1)[:, :count]
 
@@ -318,9 +323,9 @@ def _by_outputs(
             factors[name] = _spread(layer, basis[:, : ranks[0]], scale, seen.mean)
     if not factors:
         raise PenjingError(
-            "factorize found no layer that becomes smaller with its share of variance: all answer with "
-            f"many patterns, or {images} images are too few to tell; lower variance, raise calibration, "
-            "or leave factorize out."
+            "factorize found no layer that becomes smaller with its share of variance: all outputs "
+            f"have many patterns, or {images} images are too few to tell; lower variance, raise "
+            "calibration, or leave factorize out."
         )
     return factors
 
@@ -328,8 +333,8 @@ def _by_outputs(
 def _norm_scales(
     model: nn.Module, found: dict[str, layers.Layer], example: Tensor
 ) -> dict[str, Tensor]:
-    """What a norm that follows multiplies each output by: float64 ``[out]``, 1 without a norm. Outputs
-    count as they are after it."""
+    """Return the factor of the norm that follows each output: float64 ``[out]``, 1 without a norm.
+    Outputs count as they are after it."""
     folded = layers.copied(model)
     fold_batch_norm(folded, example)
     after = layers.compressible(folded)
@@ -344,7 +349,7 @@ def _norm_scales(
 def _outputs(
     model: nn.Module, found: dict[str, layers.Layer], batches: list[Tensor]
 ) -> dict[str, _Outputs]:
-    """Of those layers that run."""
+    """Return the sums over the outputs of the layers that run."""
     sums: dict[str, _Outputs] = {}
 
     def watch(name: str, layer: layers.Layer, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -366,8 +371,8 @@ def _outputs(
 
 
 def _components(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal components as columns ``[out, out]``, and the share of the variance outside the first 0,
-    1, ... of them ``[out + 1]``."""
+    """Return principal components as columns ``[out, out]``, and the share of the variance outside
+    the first 0, 1, ... of them ``[out + 1]``."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors.flip(1), _tail(values)
 
@@ -404,7 +409,8 @@ def _pointwise(layer: Any, matrix: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def _like(layer: Any, weight: Tensor) -> nn.Module:
-    """A convolution with this weight and ``layer``'s stride, padding and dilation, without bias."""
+    """Return a convolution with this weight and ``layer``'s stride, padding and dilation, without
+    bias."""
     kind = nn.Conv2d if weight.dim() == 4 else nn.Conv1d
     made = kind(
         weight.shape[1],

@@ -1,4 +1,4 @@
-"""Which techniques may follow one another in a recipe, by the kind of change that each makes."""
+"""Order rules: techniques may follow one another or not, by the kind of change that each makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VALUES = INTEGERS | {Kind.CODEBOOK}
 
 
 class Rule(NamedTuple):
-    """Why techniques of some kinds are rejected behind those of others, and what to do instead."""
+    """Kinds of which the later are rejected behind the earlier; ``reason`` says why and what to do."""
 
     earlier: set[Kind]
     later: set[Kind]
@@ -48,7 +48,7 @@ AFTER = [
         "the blocks of the pattern would fall apart; prune channels in an earlier stage",
     ),
 ]
-"""Holds in one stage and across stages."""
+"""Rules within one stage and across stages."""
 BESIDE = [
     Rule(
         {Kind.CHANNELS},
@@ -61,7 +61,7 @@ BESIDE = [
         "the blocks of the pattern would fall apart; put it into a later stage",
     ),
 ]
-"""Holds in one stage only."""
+"""Rules within one stage only."""
 
 
 def objection(earlier: Technique, later: Technique, *, beside: bool = False) -> str | None:

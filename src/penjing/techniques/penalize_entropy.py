@@ -28,35 +28,35 @@ BITS = 8
 FINE = 0.25
 """The first step, in root mean squares of the layer's weights: about 4 bits a weight."""
 ROOM = 100
-"""Steps to the largest weight at most, at first."""
+"""Number of steps to the largest weight, at most, when training starts."""
 QUICK = 5.0
-"""How many times faster than weights the logarithms of the steps learn."""
+"""Learning rate of the steps' logarithms, as a multiple of that of weights."""
 RAMP_END = 0.65
 """Share of the training after which the weights are to have nearly their size; the rest is for the
 score."""
 SLACK = 0.12
-"""Octaves of size that they may have more by then: weights settle as the learning rate falls, and what
-has become zero hardly comes back."""
+"""Octaves by which weights may be larger at the end of the ramp: weights settle as the learning
+rate falls, and what has become zero hardly comes back."""
 AIM = 0.99
-"""Of the size: what training aims at, so that next to nothing is left to cut."""
+"""Share of the size that training aims at, so that next to nothing is left to cut."""
 LOOKS = (RAMP_END, 0.8, 0.9, 0.95)
-"""Of the training: when the whole model shows what of its file is not weights."""
+"""Shares of the training after which the bytes that are not weights are estimated anew."""
 START, STRONGEST = -7.0, 10.0
 """Octaves of strength: the first, and the most."""
 INTEGRAL, PROPORTIONAL = 80.0, 4.0
 """Octaves of strength for each octave of size that is too much: added over the whole training, and at
 once."""
 AT_SIZE = 3.0
-"""Times that, after the ramp: then the strength hardly moves the size any more."""
+"""Factor of the excess after the ramp, where the strength hardly moves the size any more."""
 COUNT_EVERY = 50
 """Steps between two codings with the real coder."""
 FILES, HALVINGS = 8, 12
 CLEARLY = 0.97
-"""Going to and fro between two ways to see a layer is worse than a few per cent."""
+"""Ratio of bits below which a matrix is seen in eights: changing views is worse than a few per cent."""
 BIAS_BITS = 7
-"""Of the integers that biases and the channels' scales become, with their sign."""
+"""Bits, with the sign, of the integers that biases and the channels' scales become."""
 SCALE_BITS = 8
-"""The same of a scale that all channels share."""
+"""Bits, with the sign, of a scale that all channels share."""
 SMALLEST = 8
 """Integer of a channel's scale, at least: a smaller one would be rounded by more than a sixteenth."""
 
@@ -84,7 +84,8 @@ class PenalizeEntropy(Technique):
     max_bytes: int | None = Field(default=None, ge=1)
     """Largest size of the ``.penjing`` file."""
     times_smaller: float | None = Field(default=None, gt=1)
-    """The same as a part of the model's parameters in float32, as the model is when it is attached."""
+    """Size of the file as a fraction of the model's float32 parameters, as they are when it is
+    attached."""
 
     @model_validator(mode="after")
     def _one_size(self) -> PenalizeEntropy:
@@ -142,7 +143,7 @@ class PenalizedEntropy(Attached):
     spent: float = 0.0
 
     def penalty(self) -> Tensor:
-        """Strength times the mean bits of a weight, as the weights last were."""
+        """Return the strength times the mean bits of a weight, as the weights last were."""
         steps = [grid.steps for grid in self.grids.values() if grid.steps is not None]
         for grid in self.grids.values():
             grid.steps = None  # the graph behind it ends with this step
@@ -208,7 +209,7 @@ class PenalizedEntropy(Attached):
         return rest
 
     def _cut(self, low: float, most: int) -> float:
-        """What is to be cut, ``low`` at least, for integers that take ``most`` bytes."""
+        """Find what is to be cut, ``low`` at least, for integers that take ``most`` bytes."""
         for high in (0.5, 2.0, float(rate_model.LARGEST)):
             if _coded(self._codes(high)) <= most:
                 break
@@ -218,7 +219,8 @@ class PenalizedEntropy(Attached):
         return high
 
     def _codes(self, cut: float) -> Codes:
-        """Each layer's integers and step; up to ``cut`` steps more than a half go towards zero."""
+        """Return each layer's integers and step; up to ``cut`` steps more than a half go towards
+        zero."""
         codes = {}
         for layer, grid in self.grids.items():
             with torch.no_grad():
@@ -243,7 +245,8 @@ class PenalizedEntropy(Attached):
         return finished
 
     def _finish(self, model: nn.Module, codes: Codes) -> None:
-        """Plain layers with weights ``integers * step``, norms folded, scales and biases of few bits."""
+        """Make plain layers: weights ``integers * step``, norms folded, scales and biases of few
+        bits."""
         for layer, (integers, step) in codes.items():
             layers.fold(layer, LearnedGrid)
             layer.weight = nn.Parameter(integers * step)
@@ -254,8 +257,8 @@ class PenalizedEntropy(Attached):
 
 
 class Pressure(nn.Module):
-    """How strong the penalty is, and what it follows. Buffers, so that an interrupted training goes on
-    as it was."""
+    """Strength of the penalty, and what it follows. All are buffers, so that a training resumes with
+    them."""
 
     strength: Tensor
     octaves: Tensor
@@ -291,7 +294,7 @@ class LearnedGrid(nn.Module):
         return (QUICK * self.logarithm).exp()
 
     def keep_coarse(self) -> None:
-        """Small layers feel the penalty least: their steps would become finer than they need."""
+        """Keep steps from becoming finer than they were: small layers feel the penalty least."""
         with torch.no_grad():
             self.logarithm.clamp_(min=self.finest)
 
@@ -310,7 +313,7 @@ def _first_step(weight: Tensor) -> float:
 
 
 def _before(layer: Layer, grid: LearnedGrid) -> Tensor:
-    """What ``grid`` rounds; or the rounded weight, if a technique attached later has folded it."""
+    """Return what ``grid`` rounds; or the rounded weight, if a later technique has folded it."""
     if not parametrize.is_parametrized(layer, "weight"):
         return layer.weight
     links = list(cast(nn.ModuleList, layer.parametrizations["weight"]))  # type: ignore[union-attr,index]
@@ -323,7 +326,7 @@ def _before(layer: Layer, grid: LearnedGrid) -> Tensor:
 
 
 def _bits(steps: Tensor) -> tuple[Tensor, float]:
-    """Of a layer, as ``rate_model.bits`` says; of a matrix in eights where that is clearly less."""
+    """Return the bits of a layer by ``rate_model.bits``, in eights where that is clearly less."""
     shape = (*steps.shape[:2], math.prod(steps.shape[2:]))
     spent, eights = rate_model.bits(steps.reshape(shape)), arithmetic.eights(shape)
     if eights is None:
@@ -358,7 +361,7 @@ def _few_bits(layer: Layer, integers: Tensor) -> None:
 
 
 def _rounded(scale: Tensor) -> Tensor:
-    """On one grid; or, where they differ too much for that, each by no more than a sixteenth."""
+    """Round ``scale`` to one grid; or, where values differ too much, each by a sixteenth at most."""
     step = grids.step_for(scale, BIAS_BITS)
     if float(scale.abs().min()) >= SMALLEST * step:
         return grids.multiples(scale, step)

@@ -78,7 +78,7 @@ class PruneChannels(Technique):
         return attached
 
     def _counts(self, model: nn.Module, groups: list[Group]) -> list[int]:
-        """Units that each group loses, by the ratio of the layers that make its channels."""
+        """Return the units that each group loses, by the ratio of the layers that make its channels."""
         makers = [_makers(model, group) for group in groups]
         ratios = self.each("ratio", dict.fromkeys(name for names in makers for name in names))
         counts = []
@@ -94,7 +94,7 @@ class PruneChannels(Technique):
         return counts
 
     def _saliency(self, model: nn.Module, task: Task) -> dict[str, Tensor]:
-        """For each layer, what its single weights matter (same shape as the weight)."""
+        """Return the importance of the single weights of each layer (same shape as the weight)."""
         if self.importance == "taylor":
             return _taylor(model, task, self.images)
         return {n: layer.weight.detach() ** 2 for n, layer in layers.compressible(model).items()}
@@ -137,7 +137,7 @@ class PrunedChannels(Attached):
 
 
 def prune_channels(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
-    """A narrower copy of ``model``, without training. For settings see ``PruneChannels``."""
+    """Return a narrower copy of ``model``, post-training. For settings see ``PruneChannels``."""
     return apply(PruneChannels(**settings), model, task)
 
 
@@ -167,13 +167,13 @@ class ColumnMask(nn.Module):
 
 
 class Plan:
-    """What goes: of each group so many units, in the order of their importance."""
+    """Units to remove: so many of each group, in the order of their importance."""
 
     def __init__(self, groups: list[Group], order: list[Tensor], counts: list[int]) -> None:
         self.groups, self.order, self.counts = groups, order, counts
 
     def removal(self, share: float) -> channels.Removal:
-        """The groups with the first ``share`` of their doomed units, bool ``[units]``."""
+        """Return the groups with the first ``share`` of their doomed units, bool ``[units]``."""
         removal = []
         for group, order, count in zip(self.groups, self.order, self.counts, strict=True):
             units = torch.zeros(group.units, dtype=torch.bool)
@@ -183,7 +183,7 @@ class Plan:
 
 
 def _mask(layer: Any) -> Tensor:
-    """The mask on the layer's weight, put there if it has none (factorize brings new layers)."""
+    """Return the mask on the layer's weight, put there if it has none (factorize brings new layers)."""
     if parametrize.is_parametrized(layer, "weight"):
         for link in layer.parametrizations["weight"]:
             if isinstance(link, ColumnMask):
@@ -216,7 +216,7 @@ def _taylor(model: nn.Module, task: Task, images: int) -> dict[str, Tensor]:
 
 
 def _scores(group: Group, model: nn.Module, saliency: dict[str, Tensor]) -> Tensor:
-    """Importance of the group's units ``[units]``, 1 on average."""
+    """Return the importance of the group's units ``[units]``, 1 on average."""
     score = torch.zeros(group.units, dtype=torch.float64)
     for piece in group.slices:
         if piece.layer in saliency:
@@ -234,7 +234,7 @@ def _choose(
     ratio: float,
     round_to: int,
 ) -> Plan:
-    """The fewest units, lowest scores of all groups first, that remove the share of MACs."""
+    """Find the fewest units, lowest scores of all groups first, that remove the share of MACs."""
     cost = _Cost(model, example, groups)
     ranked = torch.cat([score.sort().values for score in scores])
     owner = torch.cat([torch.full((g.units,), i) for i, g in enumerate(groups)])
@@ -264,7 +264,8 @@ def _order(scores: list[Tensor]) -> list[Tensor]:
 
 
 def _makers(model: nn.Module, group: Group) -> list[str]:
-    """The layers whose outputs the channels of ``group`` are; a depthwise one only passes them on."""
+    """Return the layers whose outputs the channels of ``group`` are; a depthwise one only passes
+    them on."""
     found = {
         name: m for name, m in layers.compressible(model).items() if not layers.is_depthwise(m)
     }
@@ -302,7 +303,7 @@ class _Cost:
         sides[piece.side].append((index, share))
 
     def saved(self, counts: list[int]) -> float:
-        """Share of the MACs that goes when group ``i`` loses ``counts[i]`` units."""
+        """Return the share of the MACs that goes when group ``i`` loses ``counts[i]`` units."""
         left = 0.0
         for name, macs in self.macs.items():
             kept = 1.0

@@ -142,7 +142,7 @@ class PrunedWeights(Attached):
 
 
 def prune_weights(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
-    """A sparse copy of ``model``, without training. For settings see ``PruneWeights``."""
+    """Return a sparse copy of ``model``, post-training. For settings see ``PruneWeights``."""
     return apply(PruneWeights(**settings), model, task)
 
 
@@ -166,7 +166,7 @@ class WeightMask(nn.Module):
 
 
 def lamp(weight: Tensor) -> Tensor:
-    """Layer-adaptive magnitude score of each weight, same shape, in (0, 1].
+    """Return the layer-adaptive magnitude score of each weight, same shape, in (0, 1].
 
     ``w[u]**2 / sum(w[v]**2 for v with |w[v]| >= |w[u]|)``, with weights sorted to break ties
     (Lee et al. 2021, equation 4).
@@ -180,7 +180,7 @@ def lamp(weight: Tensor) -> Tensor:
 
 
 def _reaching(layer: nn.Module, link: WeightMask) -> Tensor:
-    """The layer's weight with the masks that come before ``link``."""
+    """Return the layer's weight with the masks that come before ``link``."""
     weight = layers.original(layer).detach()
     chain = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
     for earlier in itertools.takewhile(lambda other: other is not link, chain):
@@ -207,7 +207,7 @@ def _fits(layer: nn.Module, goal: float | str | None) -> bool:
 
 
 def _pattern_mask(weight: Tensor, pattern: str, strength: float) -> Tensor:
-    """The N:M mask of ``weight``; at less than full strength only its smallest zeros."""
+    """Return the N:M mask of ``weight``; at less than full strength only its smallest zeros."""
     kept, block = _parse(pattern)
     blocks = weight.abs().movedim(1, -1).unflatten(-1, (-1, block))
     ranks = blocks.argsort(dim=-1, stable=True).argsort(dim=-1)

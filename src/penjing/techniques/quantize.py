@@ -1,4 +1,4 @@
-"""Quantization: weights and layer inputs on grids of few bits, after training or during it."""
+"""Quantization: weights and layer inputs with few bits, post-training (PTQ) or in training (QAT)."""
 
 from __future__ import annotations
 
@@ -36,26 +36,27 @@ class Quantize(Technique):
 
     Batch norms are folded first. At 8 bits and less the weights are rounded with error compensation
     on the calibration images; at 4 bits and less every channel of a layer's output also gets its
-    former mean and spread back. Exact zeros stay zero. In training, rounding lets gradients pass
-    and the grids' scales learn.
+    former mean and spread back. Exact zeros stay zero. In quantization-aware training, rounding lets
+    gradients pass and the scales learn.
     """
 
     name: ClassVar[str] = "quantize"
     kind: ClassVar[Kind] = Kind.GRID
 
     weight_bits: ByLayer[WeightBits] = 8
-    """Given by layer, None leaves a layer in float, its input too."""
+    """Bits of a weight. Given by layer, None leaves a layer in float, its input too."""
     activation_bits: ByLayer[Literal[16, 8]] | None = 8
-    """Of every layer's input; None leaves activations in float."""
+    """Bits of every layer's input; None leaves activations in float."""
     first_last_bits: WeightBits = 8
     """Weight bits of the first and the last layer, where ``weight_bits`` is less for all layers; given
     by layer, it holds for these two as well."""
     scales: ByLayer[Literal["channel", "layer"]] = "channel"
-    """What has a scale of its own. In a file of a few kilobytes, scales of channels are a large part."""
+    """Whether each output channel has a scale, or each layer one. In a file of a few kilobytes,
+    scales of channels are a large part."""
     observer: Observer = "mse"
-    """How an input's range is found: see ``LayerStatistics.range``."""
+    """Method that finds the range of an input: see ``LayerStatistics.range``."""
     calibration: int = Field(default=256, ge=1)
-    """Number of training images to find ranges and second moments on."""
+    """Number of calibration images, on which ranges and second moments are found."""
 
     @property
     def changes(self) -> Kind:
@@ -123,7 +124,7 @@ class Quantized(Attached):
 
 
 def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:
-    """A copy of ``model`` with quantized weights and layer inputs, after training.
+    """Return a copy of ``model`` with quantized weights and layer inputs, post-training.
 
     ``settings`` are the fields of ``Quantize``. Raises what ``Quantize.attach`` raises.
     """

@@ -32,7 +32,7 @@ class RoundBiases(Technique):
     kind: ClassVar[Kind] = Kind.BIASES
 
     bits: ByLayer[Annotated[int, Field(ge=2, le=16)]] = 4
-    """Of the integers, with their sign."""
+    """Bits of the integers, with their sign."""
 
     def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Fold, round. Raises ``PenjingError`` where no layer has a bias."""
@@ -65,7 +65,8 @@ class RoundedBiases(Attached):
 
 
 def round_biases(model: nn.Module, task: Task, **settings: Any) -> nn.Module:
-    """A copy of ``model`` with rounded biases, without training. For settings see ``RoundBiases``."""
+    """Return a copy of ``model`` with rounded biases, post-training. For settings see
+    ``RoundBiases``."""
     return apply(RoundBiases(**settings), model, task)
 
 

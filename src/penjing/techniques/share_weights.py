@@ -35,7 +35,7 @@ class ShareWeights(Technique):
     kind: ClassVar[Kind] = Kind.CODEBOOK
 
     bits: ByLayer[Annotated[int, Field(ge=1, le=8)]] = 5
-    """A codebook has ``2**bits`` values."""
+    """Bits of an index: a codebook has ``2**bits`` values."""
     linear_bits: int | None = Field(default=None, ge=1, le=8)
     """Bits of fully connected layers, whatever ``bits`` says; None takes ``bits``."""
 
@@ -68,7 +68,7 @@ class SharedWeights(Attached):
 
 
 def share_weights(model: nn.Module, task: Task, **settings: object) -> nn.Module:
-    """A copy of ``model`` with shared weights, after training.
+    """Return a copy of ``model`` with shared weights, post-training.
 
     ``settings`` are the fields of ``ShareWeights``. Raises what ``ShareWeights.attach`` raises.
     """
@@ -97,7 +97,7 @@ class Codebook(nn.Module):
 
 
 def k_means(values: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's algorithm in one dimension, from evenly spaced centroids.
+    """Cluster by Lloyd's algorithm in one dimension, from evenly spaced centroids.
 
     A centroid without values moves to the value that is worst off, as in scikit-learn.
 

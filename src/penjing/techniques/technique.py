@@ -1,4 +1,4 @@
-"""What every technique is: frozen settings, and what they make of one model."""
+"""Techniques in general: frozen settings, and what they make of one model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penjing.techniques import by_layer
 
 
 class Kind(Enum):
-    """What a technique changes in a model: ``order`` knows by it what may follow."""
+    """Change that a technique makes to a model, by which ``order`` knows what may follow."""
 
     CHANNELS = auto()
     """Channels are cut out."""
@@ -51,17 +51,17 @@ class Technique(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ClassVar[str]
-    """How recipes call it: the name of its module."""
+    """Name in recipes, which is that of its module."""
     kind: ClassVar[Kind]
-    """What it changes."""
+    """Change that it makes."""
     needs_training: ClassVar[str | None] = None
-    """What to do instead, for a technique that is of no use after training."""
+    """Advice, for a technique that is of no use post-training, what to do instead."""
     leaves_dead_channels: ClassVar[bool] = False
-    """Whether channels that have lost all their weights are to be cut once everything is baked."""
+    """Channels that have lost all their weights are to be cut once everything is baked."""
 
     @property
     def changes(self) -> Kind:
-        """Its ``kind``, unless its settings make it another."""
+        """Kind of its change with these settings: ``kind``, unless they make it another."""
         return self.kind
 
     def each(self, setting: str, names: Iterable[str]) -> dict[str, Any]:
