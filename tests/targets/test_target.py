@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 
 from penjing import container
 from penjing.net.layers import IntegerWeights, compressible
-from penjing.targets import STANDARD, FileSize
 from penjing.targets.onnxruntime.export import export
+from penjing.targets.target import STANDARD, FileSize
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -68,3 +70,10 @@ def test_only_what_may_fit_is_made(tmp_path: Path) -> None:
     assert target.made == [first]
     assert sizes.at_most(small, most) == (True, file_bytes(small, tmp_path))
     assert target.made == [first, small]
+
+
+def test_the_process_that_runs_files_imports_neither_container_nor_pytorch() -> None:
+    """Its memory is what a device needs."""
+    code = "import sys, penjing.targets.onnxruntime.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "constriction", "penjing.container"} & set(done.stdout.split())

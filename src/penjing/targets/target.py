@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
 
 from penjing import container
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+from penjing.targets.onnxruntime.target import OnnxRuntime
 
 
 class Target(Protocol):
@@ -26,6 +26,10 @@ class Target(Protocol):
 
     def tensors(self, model: nn.Module) -> list[np.ndarray]:
         """Return the parameters of ``model`` as its file stores them: integers, scales, biases ..."""
+
+
+STANDARD: Target = OnnxRuntime()
+"""Target for which models are made where none is named."""
 
 
 class FileSize:

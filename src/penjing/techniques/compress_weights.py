@@ -21,7 +21,7 @@ from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs, sharpen
 from penjing.quantization.rate_distortion import GridWeights
 from penjing.quantization.rate_distortion_sensitivity import Sensitivity
-from penjing.targets import STANDARD, FileSize, Target
+from penjing.targets.target import STANDARD, FileSize, Target
 from penjing.tasks import Task, interval, outputs_of
 from penjing.tasks.interval import Comparison
 from penjing.tasks.task import SplitName

@@ -20,7 +20,7 @@ from penjing.net.layers import IntegerWeights, Layer
 from penjing.net.norms import fold_batch_norm
 from penjing.quantization import grids, rate_distortion, rate_model
 from penjing.quantization.rate_distortion import GridWeights
-from penjing.targets import STANDARD, FileSize, Target
+from penjing.targets.target import STANDARD, FileSize, Target
 from penjing.tasks import Task
 from penjing.techniques.technique import Attached, Kind, Technique
 

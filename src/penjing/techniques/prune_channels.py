@@ -15,7 +15,7 @@ from penjing.errors import PenjingError
 from penjing.net import channels, layers
 from penjing.net.channels import Group, Slice
 from penjing.net.profiling import profile
-from penjing.targets import STANDARD, Target
+from penjing.targets.target import STANDARD, Target
 from penjing.tasks import Task, outputs
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply

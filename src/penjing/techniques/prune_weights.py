@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from penjing.errors import PenjingError
 from penjing.net import layers
-from penjing.targets import STANDARD, Target
+from penjing.targets.target import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply

@@ -21,7 +21,7 @@ from penjing.quantization.error_compensation import compensated
 from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs
 from penjing.quantization.saturation import safe_scale
-from penjing.targets import STANDARD, Target
+from penjing.targets.target import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques import by_layer
 from penjing.techniques.by_layer import ByLayer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from penjing.net.dead_channels import cut_dead
 from penjing.net.plain import plain
-from penjing.targets import STANDARD, Target
+from penjing.targets.target import STANDARD, Target
 from penjing.tasks import Task
 from penjing.techniques import by_layer
 

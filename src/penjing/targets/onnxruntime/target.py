@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
 
 from penjing import container
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+from penjing.targets.onnxruntime import weight_codes
+from penjing.targets.onnxruntime.export import export
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,13 @@ class OnnxRuntime:
 
     name: str = "ONNX Runtime"
 
-    # Imported late: whoever only runs a file needs no PyTorch.
     def packed_bytes(self, model: nn.Module, example: Tensor) -> int:
         """Make the ``.penjing`` file of ``model`` and return its bytes; the file is not kept."""
-        from penjing.targets.onnxruntime.export import export
-
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder, "model.onnx")
             export(model, example, graph)
             return container.pack(graph, Path(folder, "model.penjing"))
 
     def tensors(self, model: nn.Module) -> list[np.ndarray]:
-        """Return the integers of the layers, then scales and all that is stored as float32."""
-        from penjing.targets.onnxruntime.weight_codes import stored_tensors
-
-        return stored_tensors(model)
+        """Return the integers of the layers, then all that is stored as float32."""
+        return weight_codes.stored_tensors(model)
