@@ -19,7 +19,7 @@ class PenjingError(Exception):
 def invalid(error: ValidationError) -> tuple[str, str]:
     """Return the dotted name of the first invalid setting, and what is wrong with it."""
     first = error.errors()[0]
-    # Blank parts are the two forms of a setting by layer.
+    # Blank parts stand for the two forms of a setting by layer.
     place, reason = ".".join(str(part) for part in first["loc"] if str(part).strip()), first["msg"]
     if first["type"] == "extra_forbidden":
         return place, "there is no such setting"

@@ -108,7 +108,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 def _put(partial: Path, path: Path) -> None:
     while not _renamed(partial, path):
-        # A folder that holds something is not replaced: it goes aside first.
+        # A folder that is not empty cannot be replaced: it is moved aside first.
         former = _beside(path)
         with suppress(FileNotFoundError):  # Another process was faster.
             path.replace(former)

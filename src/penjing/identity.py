@@ -82,7 +82,7 @@ class _Reader:
     def __init__(self, *, weights: bool) -> None:
         self.weights = weights
         self.stack: list[int] = []
-        # With the values, so that no other takes their place in memory, and their number.
+        # The values are kept, so that no other gets their address, which is the key.
         self.known: dict[int, tuple[Any, bytes]] = {}
 
     def read(self, value: Any) -> bytes:
@@ -156,7 +156,7 @@ class _Reader:
         yield self.read(getattr(value, "__wrapped__", None) or value.__func__)
 
     def slot(self, value: Any) -> Iterator[bytes]:
-        # The class may be the one that is read now: its name alone.
+        # Only the name of the class, which may be the one that is being read.
         yield f"{_version(value.__objclass__.__module__)} {value.__qualname__}".encode()
 
     def accessor(self, value: property) -> Iterator[bytes]:

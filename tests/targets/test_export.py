@@ -257,7 +257,7 @@ def test_weights_off_their_grid_are_refused(net: nn.Module, task: Task, tmp_path
     small = quantize(net, task, calibration=32)
     with torch.no_grad():
         small.branch.weight.add_(0.3 * small.branch.weight_format.scale[:, None, None, None])
-    with pytest.raises(PenjingError, match="branch are off their 8-bit grid"):
+    with pytest.raises(PenjingError, match="branch are not 8-bit integers times their scale"):
         export(small, task.example, tmp_path / "net.onnx", calibration=task.calibration(32))
 
 

@@ -58,7 +58,7 @@ def _draw(target: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tens
     along_x = _bell(columns, centre_x, side_x)
     along_y = _bell(rows, centre_y, side_y)
     bells = along_y[..., :, None] * along_x[..., None, :] * real[..., None, None]
-    # Where objects overlap, the smaller one has fewer cells to be seen in.
+    # Cells of overlapping objects belong to the smaller one, which has fewer cells.
     order = (side_x * side_y).masked_fill(~real, torch.inf)
     contested = torch.where(bells >= TRAINED, -order[..., None, None], -torch.inf)
     owner = contested.argmax(dim=1)

@@ -45,7 +45,7 @@ class Gate:
     def __call__(self, frame: NDArray[np.uint8]) -> bool:
         """Decide whether the detector runs on ``frame`` uint8 ``[H, W, 3]``."""
         height = max(1, round(frame.shape[0] * WIDTH / frame.shape[1]))
-        # 16 pixels for each that is compared: a gate that read them all would cost what it saves.
+        # 16 pixels for each compared one: a gate that read them all would cost as much as it saves.
         sample = cv2.resize(frame, (4 * WIDTH, 4 * height), interpolation=cv2.INTER_NEAREST)
         sample = cv2.cvtColor(sample, cv2.COLOR_RGB2GRAY)
         grey = cv2.resize(sample, (WIDTH, height), interpolation=cv2.INTER_AREA).astype(np.float32)

@@ -114,7 +114,7 @@ class Pipeline:
             self.reset()
             self._shape = frame.shape
         moves = self._gate is None or self._gate(frame)
-        # What moved and stopped while the detector rested must still be looked at.
+        # Objects that moved and stopped since the last detection must still be detected.
         self._moved = self._moved or moves
         self._since += 1
         if self._moved and self._since >= self.every:

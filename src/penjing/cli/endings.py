@@ -44,7 +44,7 @@ def run(app: Callable[[], object]) -> None:
         code = _run(app)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on, as in `penjing profile ... | head`; Python would say so at its exit, too.
+        # The reader has ended, as in `penjing profile ... | head`; Python would report it at exit, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAULT
     sys.exit(code)
@@ -53,7 +53,7 @@ def run(app: Callable[[], object]) -> None:
 def _run(app: Callable[[], object]) -> int | str | None:
     try:
         app()
-    except SystemExit as end:  # typer ends so whatever happens, with 130 after Ctrl-C
+    except SystemExit as end:  # typer always ends so, with 130 after Ctrl-C
         if end.code == STOPPED:
             fail("stopped")
         return end.code

@@ -261,7 +261,7 @@ def _expected(model: nn.Module, batch: Tensor) -> list[Tensor]:
 
 
 def _tensors(values: Sequence[np.ndarray]) -> list[Tensor]:
-    # A runtime gives numbers of no axis as NumPy's scalars.
+    # A runtime returns tensors without axes as NumPy's scalars.
     return [torch.from_numpy(np.asarray(value)) for value in values]
 
 

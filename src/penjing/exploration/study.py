@@ -129,7 +129,7 @@ class Study:
         return sorted(best, key=lambda point: (point.packed_bytes, self.speed(point)))
 
     def _beats(self, a: Point, b: Point) -> bool:
-        # Speeds, since milliseconds of different runs also tell how busy the machine was.
+        # Relative speeds, since latencies of different runs also depend on the machine's load.
         x, y = ((p.packed_bytes, self.speed(p), -p.score) for p in (a, b))
         return x != y and all(i <= j for i, j in zip(x, y, strict=True))
 
@@ -291,7 +291,7 @@ class Study:
         self._check(state["about"])
         self.about = state["about"] | self.about
         self.elapsed_s = float(state.get("elapsed_s", 0.0))
-        # An earlier version kept failures here, among them verdicts on the budget of its day.
+        # An earlier version kept failures here, among them decisions by an earlier budget.
         former = dict(state.get("failures", {})).items()
         self.failures = {k: v for k, v in former if not v.startswith("not trained: ")}
         return True
@@ -318,10 +318,10 @@ class Study:
         for file in sorted((self.folder / "trials").glob("*/point.json"), key=os.path.getmtime):
             point = _point(file)
             if point is None:
-                say(f"{file} or its model is not whole; {file.parent.name} is measured again")
+                say(f"{file} or its model is incomplete; {file.parent.name} is measured again")
             elif point.key == self.about["key"] or (known and not point.key):
                 found[point.name] = point
-        # Files of points that were looked at again are younger than their measurements.
+        # Files of points that were rewritten are younger than their measurements.
         return dict(sorted(found.items(), key=lambda entry: entry[1].number))
 
 
@@ -410,7 +410,7 @@ def _point(file: Path) -> Point | None:
     """Read the point in ``file``; None unless it and its model are complete."""
     try:
         point = Point.model_validate_json(file.read_text())
-        if point.candidate:  # Earlier versions called it by other words.
+        if point.candidate:  # Earlier versions had other names.
             point.name = Candidate(**point.candidate).name
         sizes = {name: (file.parent / name).stat().st_size for name in SAVED[:2]}
     except (OSError, ValidationError, ValueError):

@@ -167,7 +167,7 @@ def _timm_preprocessing(name: str) -> Preprocessing | None:
     size = tuple(config.input_size[-2:])
     # Squashing distorts the image to the input's shape instead of cropping it.
     squash = config.crop_mode == "squash"
-    # More than 1 (volo) would put the image on a black ground: it fills the input instead.
+    # More than 1 (volo) would pad the image with black: it fills the input instead.
     share = min(config.crop_pct, 1.0)
     return Preprocessing(
         size=size,
@@ -231,7 +231,7 @@ def _run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # As when Python runs the file: it may import its neighbours, and finds itself by its name.
+    # As when Python runs the file: it can import its neighbours, and itself by its name.
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[name] = module
     try:

@@ -46,7 +46,7 @@ class Renormalized(nn.Module):
         super().__init__()
         self.model = model
         self.channels = wanted.channels
-        # Buffers, so that they move with the model and count where its state is compared.
+        # Buffers, so that they move with the model and are part of its state.
         for name, values in (("given", given), ("wanted", wanted)):
             self.register_buffer(f"{name}_mean", torch.tensor(values.mean).view(-1, 1, 1))
             self.register_buffer(f"{name}_std", torch.tensor(values.std).view(-1, 1, 1))

@@ -284,7 +284,7 @@ def _traced(model: nn.Module, example: Tensor, prefix: str = "") -> list[Group]:
 
 
 def _followed(model: nn.Module, example: Tensor, prefix: str) -> list[Group]:
-    # On a copy, because tracing may leave things on the modules.
+    # On a copy, because tracing may leave attributes on the modules.
     model = copy.deepcopy(model)
     graph = torch_pruning.DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():

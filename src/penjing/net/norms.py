@@ -46,7 +46,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> list[str]:
     expected = _outputs(model, images)
     undo = [_fold(model, layer, norm) for layer, norm in pairs]
     if not outputs.same(expected, _outputs(model, images)):
-        # Rare: find the guilty ones by folding one by one.
+        # Rare: find the pairs that change the outputs by folding one by one.
         for restore in reversed(undo):
             restore()
         pairs = [pair for pair in pairs if _folds(model, *pair, images, expected)]
@@ -83,7 +83,7 @@ class _Trace(TorchDispatchMode):
         self.maker: dict[int, str] = {}
         self.readers: dict[int, set[str]] = {}
         self._inside = ""
-        # Tensors are kept, so that no storage takes the place of another.
+        # Tensors are kept, so that no storage is freed and its address used again.
         self._kept: list[Tensor] = []
 
     def run(self, example: Tensor) -> set[int]:

@@ -135,7 +135,7 @@ def _observe(statistics: LayerStatistics, name: str, x: Tensor, batches: int) ->
     statistics.low = min(statistics.low, low)
     statistics.high = max(statistics.high, high)
     flat = x.detach().flatten()
-    # An odd stride does not fall in step with rows of pixels or channels.
+    # An odd stride does not sample the same column or channel again and again.
     stride = max(1, flat.numel() * batches // SAMPLES) | 1
     statistics.samples.append(flat[::stride].clone())
     if sum(map(len, statistics.samples)) > 2 * SAMPLES:  # a layer that runs many times

@@ -210,11 +210,11 @@ def _split(norm: _BatchNorm, axes: int) -> nn.Module | None:
     stock = _stock(norm, axes)
     if type(norm).forward in (nn.SyncBatchNorm.forward, _BatchNorm.forward):
         return stock
-    # The check of the number of axes decides on a value, which tracing cannot.
+    # The check of the number of axes branches on a value, which cannot be traced.
     norm.__dict__["_check_input_dim"] = lambda _: None
     try:
         rest = _rest(symbolic_trace(norm))
-    # Tracing runs foreign code, which may fail in any way on values that are not there.
+    # Tracing runs foreign code, which may fail in any way on missing values.
     except Exception:
         return None
     finally:

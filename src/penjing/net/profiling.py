@@ -115,7 +115,7 @@ def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profi
         DynamicOutputShapeException,
         UnsupportedOperatorException,
     ):
-        # The model looks at values, so values must be computed.
+        # The model branches on values, so values must be computed.
         trace = _trace(model, image, None)
     layers = _layers(model, trace)
     return Profile(
@@ -165,7 +165,7 @@ class _Trace(TorchDispatchMode):
         self.steps = 0
         self._written: dict[int, int] = {}
         self._last_read: dict[int, int] = {}
-        # Tensors are kept, so that no storage takes the place of another.
+        # Tensors are kept, so that no storage is freed and its address used again.
         self._activations: dict[int, Tensor] = {}
         self._write(image)
 
@@ -226,7 +226,7 @@ def _trace(model: nn.Module, image: Tensor, fake: FakeTensorMode | None) -> _Tra
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    # It hides the matrix products of attention in one operator.
+    # The fast path hides the matrix products of attention in one operator.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.inference_mode(False), evaluating(model):

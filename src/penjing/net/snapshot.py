@@ -133,7 +133,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     if described.get("version") != VERSION:
         raise PenjingError(
             f"{folder} is a snapshot of version {described.get('version')}, expected {VERSION}; "
-            "make it anew."
+            "save it again."
         )
     return described["layers"], tensors
 
@@ -158,7 +158,7 @@ def _restore(
         module.weight_format = kind(made["bits"], values)  # type: ignore[assignment]
     if "input_quantizer" in entry:
         quantizer = InputQuantizer(0.0, 1.0, entry["input_quantizer"]["bits"])
-        quantizer.freeze()  # its grid is among the tensors that follow
+        quantizer.freeze()  # its scale and zero point are among the tensors
         input_quantizer.put_on(module, quantizer)
 
 
@@ -175,7 +175,7 @@ def _built(name: str, entry: dict[str, Any]) -> nn.Module:
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
-    # Not set_submodule, which does not add the children of a new Sequential.
+    # set_submodule would not add the children of a new Sequential.
     model.get_submodule(parent).add_module(child, module)
 
 

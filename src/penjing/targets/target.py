@@ -1,4 +1,4 @@
-"""What a way to run nets has to be able to do, and how large its files get."""
+"""The interface of a target, a file format with its runtime, and the size of its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """The runtime's name."""
+        """Name of the runtime."""
 
     def packed_bytes(self, model: nn.Module, example: Tensor) -> int:
         """Make the ``.penjing`` file of ``model`` and return its bytes; the file is not kept.
@@ -33,10 +33,10 @@ STANDARD: Target = OnnxRuntime()
 
 
 class FileSize:
-    """How large the ``.penjing`` files of a model and its variants are on a ``target``.
+    """Sizes of the ``.penjing`` files of a model and its variants for a ``target``.
 
-    Making a file takes long. The first one shows what in it is not weights; from then on the size
-    follows from what the container's coder spends on the weights.
+    Making a file is slow. The first one gives the bytes that are not weights; later sizes are
+    estimated by the container's coder on the weights alone.
     """
 
     def __init__(self, target: Target, example: Tensor) -> None:
@@ -44,20 +44,20 @@ class FileSize:
         self._graph: int | None = None
 
     def measured(self, model: nn.Module) -> int:
-        """Return the bytes of the real file, by which estimates are corrected."""
+        """Return the bytes of the real file, and correct later estimates by it."""
         size = self.target.packed_bytes(model, self.example)
         self._graph = size - container.weight_bytes(self.target.tensors(model))
         return size
 
     def estimated(self, model: nn.Module) -> int:
-        """Return the bytes that the file will have, give or take a few; the first file is a real one."""
+        """Return an estimate of the file's bytes; measured if it is the first."""
         if self._graph is None:
             return self.measured(model)
         return self._graph + container.weight_bytes(self.target.tensors(model))
 
     def at_most(self, model: nn.Module, most: int) -> tuple[bool, int]:
-        """Return whether the file has at most ``most`` bytes, and how many: of the real file where it
-        has, or should have."""
+        """Return whether the file has at most ``most`` bytes, and its bytes: measured if the estimate is
+        at most ``most``, else estimated."""
         size = self.estimated(model)
         if size <= most:
             size = self.measured(model)

@@ -1,4 +1,4 @@
-"""Training images with boxes: read once, then cut, mixed and recoloured anew in every epoch."""
+"""Training images with boxes: read once, then cropped, mixed and recoloured in every epoch."""
 
 from __future__ import annotations
 

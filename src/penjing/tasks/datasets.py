@@ -174,7 +174,7 @@ def _task(
     images = sum(len(labels) for _, labels in parts.values())
     bytes_each = preprocessing.channels * preprocessing.height * preprocessing.width
     keep = images * bytes_each <= LARGEST_IN_MEMORY
-    # Grey images are mostly characters and X-rays, whose mirror image is another thing.
+    # Grey images are mostly characters and X-rays, whose mirror images have another meaning.
     sources = parts["train"][0]
     grey = isinstance(sources, np.ndarray) and (sources.ndim == 3 or sources.shape[3] == 1)
     mirrored = preprocessing.channels == 3 and not grey
@@ -338,7 +338,7 @@ def _torchvision(name: str, root: str | Path | None) -> tuple[list[str], dict[st
     try:
         # CIFAR's files are pickles: torchvision reads them only if their MD5 is the published one.
         sets = {"train": kind(root, train=True), "test": kind(root, train=False)}
-    # Damaged files raise whatever the parsing of their headers does.
+    # Damaged files raise any error that parsing their headers may raise.
     except Exception as error:
         raise PenjingError(
             f"{root}: torchvision finds no {name} there ({error or type(error).__name__}); "

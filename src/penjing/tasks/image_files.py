@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from penjing.errors import PenjingError
 
-# Pillow's other formats are no photographs, run a program (EPS), or take any file for theirs (TGA).
+# Pillow's other formats hold no photographs, run a program (EPS), or match any file (TGA).
 FORMATS = (
     *("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "MPO", "JPEG2000", "AVIF", "QOI"),
     *("HEIF", "JXL"),  # where a plugin is registered
@@ -162,7 +162,7 @@ def _scaled(image: Image.Image, tags: ImageFileDirectory_v2 | None, name: str) -
             f"{name}: has {kind} from {values.min():g} to {values.max():g}, expected 0 to {white:g}; "
             f"{DEEP}."
         )
-    if tags and tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds for 8 bits only
+    if tags and tags.get(PHOTOMETRIC) == 0:  # white is 0, which Pillow handles for 8 bits only
         values = white - values
     return np.rint(values * (255 / white)).astype(np.uint8)
 

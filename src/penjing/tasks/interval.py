@@ -6,7 +6,7 @@ interval is exact: it inverts a test with exact probabilities (Chan and Zhang 19
 confidence intervals for the difference of two binomial proportions), on the paired design of Tango
 (1998, Equivalence test and confidence interval for the difference in proportions for the
 paired-sample design), with the worst nuisance parameter within its own interval (Berger and Boos
-1994). For other scores images are drawn anew (paired bootstrap, percentiles expanded for few images
+1994). For other scores images are resampled (paired bootstrap, percentiles expanded for few images
 as in Hesterberg 2015, section 5.3, What teachers should know about the bootstrap).
 """
 
@@ -114,7 +114,7 @@ class Comparison(BaseModel):
             spread = (self.lost + self.gained) / self.images - self.drop**2
         else:
             spread = self.images * ((self.drop_high - self.drop) / _quantile(1 - LEVEL)) ** 2
-        # away = z * sqrt(spread / n) + skewness / n, of which the last is what few changes cost.
+        # away = z * sqrt(spread / n) + skewness / n; the second term allows for few changes.
         normal, skewness = z * math.sqrt(max(spread, 0.0)), z * z / 4
         root = (normal + math.sqrt(normal**2 + 4 * abs(away) * skewness)) / (2 * abs(away))
         return max(math.ceil(root**2), fewest_images(limit, points))
@@ -258,7 +258,7 @@ def _score(lost: np.ndarray, gained: np.ndarray, images: int, drop: float) -> np
     """Return the signed root of the likelihood ratio of the difference seen against ``drop``."""
     b = -lost - gained + (2 * images - lost + gained) * drop
     c = -gained * drop * (1 - drop)
-    # The likeliest rate of gains under this drop, after Tango.
+    # Maximum-likelihood rate of gains under this drop (Tango 1998).
     rate = (np.sqrt(np.maximum(b * b - 8 * images * c, 0)) - b) / (4 * images)
     rate = np.clip(rate, max(-drop, 0.0), (1 - drop) / 2)
     under = _log_likelihood(lost, gained, images, rate + drop, rate)
@@ -336,8 +336,7 @@ def _percentiles(drop: float, drawn: np.ndarray, images: int, score: float) -> d
     tail = stats.norm.cdf(stats.t.ppf(1 - LEVEL, images - 1) * math.sqrt(images / (images - 1)))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     if high - low < 1e-12:
-        # No image differs. Fewer than this share of all images does, and each at most as much as
-        # a whole score.
+        # No image differs: at most this share of all images does, each by at most a whole score.
         unseen = (1 - (1 - LEVEL) ** (1 / images)) * max(1.0, abs(score))
         low, high = drop - unseen, drop + unseen
     return {"drop": drop, "drop_low": min(float(low), drop), "drop_high": max(float(high), drop)}

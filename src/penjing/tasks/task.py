@@ -211,7 +211,7 @@ class Task:
         divided by the variance of the expected ones.
         """
         pairs = zip(self.compared(output), self.compared(expected), strict=True)
-        # Rounding makes a divergence of nothing negative.
+        # By rounding, a divergence of 0 may be negative.
         each = [_divergence(found, wanted).clamp(min=0) for found, wanted in pairs]
         return torch.stack(each).sum(dim=0)
 

@@ -52,7 +52,7 @@ def start_of(
 
 
 def _kinds(model: nn.Module | None) -> dict[str, str]:
-    # Not their settings: a model may count its calls, or know its first run from a later one.
+    # Their settings are left out: a model may count its calls, or differ after its first run.
     return {n: type(m).__qualname__ for n, m in model.named_modules()} if model else {}
 
 

@@ -35,7 +35,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.settings = settings
         if teacher is student:
-            teacher = copy.deepcopy(student)  # As it is now: the student will change.
+            teacher = copy.deepcopy(student)  # A copy, because the student will change.
         self._teacher_training = teacher.training
         self._task = task
         self._models = (student, teacher.eval())  # In a tuple, so that they are not its children.
@@ -221,7 +221,7 @@ def _auto(mine: dict[str, torch.Size], theirs: dict[str, torch.Size]) -> list[tu
         if others:
             named = name in others
             known = pairs.get(shape[2:])
-            # A pair of one name is not given up for one of different names.
+            # A pair of one name is preferred to a later one of different names.
             if named or known is None or known[0] != known[1]:
                 pairs[shape[2:]] = (name, name if named else others[-1])
     return list(pairs.values())

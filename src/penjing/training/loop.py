@@ -466,7 +466,7 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     trained += list(distillation.parameters()) if distillation is not None else []
-    # One value a channel: biases, norms, scales. Decay would only shrink what they pass on.
+    # One value a channel: biases, norms, scales. Decay would only shrink activations.
     flat = [p for p in trained if p.dim() < 2 or p.numel() == len(p)]
     full = [p for p in trained if p.dim() >= 2 and p.numel() > len(p)]
     groups: list[dict[str, Any]] = [
@@ -516,7 +516,7 @@ def _average_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _follow(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
-    # Early on the average would be mostly the start.
+    # Without this, the average would mostly consist of the initial weights early on.
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, value in _average_of(model).items():

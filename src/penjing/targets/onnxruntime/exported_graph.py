@@ -71,7 +71,7 @@ def exported(model: nn.Module, example: Tensor, opset: int) -> ExportedGraph:
     Raises:
         PenjingError: the model cannot be exported.
     """
-    for module in model.modules():  # techniques put parameters back in an order of their own
+    for module in model.modules():  # techniques may have changed the order of parameters
         module._parameters = dict(sorted(module._parameters.items()))
     program = _traced(model, example)
     template = _template(_Traced(_key(program, opset), program, opset, model, example))

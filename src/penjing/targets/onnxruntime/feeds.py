@@ -122,9 +122,8 @@ def _sizes(inputs: Sequence[Any], given: Mapping[str, Sequence[int] | None]) -> 
     """Find the sizes of the file's named axes in the shapes given."""
     sizes = {}
     for image in inputs:
-        pairs = zip(
-            image.shape, given[image.name] or (), strict=False
-        )  # _complete checks the number
+        # _complete checks the number of axes.
+        pairs = zip(image.shape, given[image.name] or (), strict=False)
         sizes.update({wanted: size for wanted, size in pairs if isinstance(wanted, str)})
     return sizes
 
@@ -168,7 +167,7 @@ def _values(kind: str, shape: tuple[int, ...]) -> np.ndarray:
     kind = _kind(kind)
     if kind == "bool" or kind in INTEGERS:
         return np.ones(shape, bool) if kind == "bool" else np.zeros(shape, INTEGERS[kind])
-    # Not NumPy's generators: to import them takes memory, which is measured with these values.
+    # Importing NumPy's generators would take memory, which is measured with these values.
     dice = np.frombuffer(random.Random(0).randbytes(2**16), np.int8)
     values = np.resize(dice, shape)
     if kind in BYTES:

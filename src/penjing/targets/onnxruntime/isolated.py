@@ -75,7 +75,7 @@ def do(
         PenjingError: the runtime cannot load or run a file, dies of it, or takes too long.
     """
     with _job(kind, files, threads, fresh=fresh, **settings) as job:
-        return job.answer()
+        return job.reply()
 
 
 @contextlib.contextmanager
@@ -86,11 +86,11 @@ def running(file: File, threads: int = 1) -> Iterator[Callable[[np.ndarray], lis
         PenjingError: as in ``do``; the function raises it too.
     """
     with _job("run", [file], threads) as job:
-        job.answer()
+        job.reply()
 
         def outputs_of(batch: np.ndarray) -> list[np.ndarray]:
             job.ask({}, [np.asarray(batch)])
-            return job.answer()[1]
+            return job.reply()[1]
 
         yield outputs_of
 
@@ -127,7 +127,7 @@ class _Job:
         except OSError as error:
             raise self.death() from error
 
-    def answer(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def reply(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         try:
             header, arrays = receive(self.process.reader)
         except (EOFError, OSError) as error:
@@ -209,10 +209,10 @@ class _Server:
             OSError: the process has ended.
         """
         socket.send_fds(self.control, [message], descriptors)
-        answer = self.control.recv(64)
-        if not answer:
+        reply = self.control.recv(64)
+        if not reply:
             raise ConnectionResetError("the measuring process has ended")
-        return int(answer)
+        return int(reply)
 
     def close(self) -> None:
         """End the process by closing its socket."""
@@ -232,9 +232,9 @@ class _Kept:
         with self.lock:
             for _ in range(2):
                 self.server = self.server or _Server()
-                answer = self._ask(self.server, b"job", [connection.fileno()])
-                if answer is not None:
-                    return self.server, answer
+                reply = self._ask(self.server, b"job", [connection.fileno()])
+                if reply is not None:
+                    return self.server, reply
         raise PenjingError(
             "the process in which ONNX Runtime measures does not start; check that "
             f"{sys.executable} -I -c 'import onnxruntime' works and that memory is left."
@@ -256,7 +256,7 @@ class _Kept:
         except OSError:
             self.close()
             return None
-        except BaseException:  # such as Ctrl-C: the answer would be taken for that of the next
+        except BaseException:  # such as Ctrl-C: the next message would get this one's reply
             self.close()
             raise
 

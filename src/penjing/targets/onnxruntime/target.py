@@ -1,4 +1,4 @@
-"""ONNX Runtime as a target."""
+"""The target ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penjing.targets.onnxruntime.export import export
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """ONNX files, run by ONNX Runtime."""
+    """Target of ONNX files that ONNX Runtime runs."""
 
     name: str = "ONNX Runtime"
 

@@ -34,8 +34,8 @@ def codes_and_scale(layer: DeployedLayer) -> tuple[np.ndarray, np.ndarray]:
     is_off = np.abs(steps - codes).max() > 0.02 or codes.min() < low or codes.max() > high
     if is_off or (layer.format.bits == 1 and not codes.all()):
         raise PenjingError(
-            f"the weights of {layer.name} are off their {layer.format.bits}-bit grid; train with "
-            "quantize attached, or apply it last."
+            f"the weights of {layer.name} are not {layer.format.bits}-bit integers times their scale; "
+            "train with quantize attached, or apply it last."
         )
     return codes.astype(np.int32), scale
 

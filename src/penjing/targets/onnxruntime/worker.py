@@ -53,12 +53,12 @@ def _served(control: socket.socket, running: set[int]) -> bool:
     if not message:
         return False
     if descriptors:
-        answer = _fork(control, descriptors[0])
-        running.add(answer)
+        reply = _fork(control, descriptors[0])
+        running.add(reply)
     else:
-        answer = _end(int(message))
+        reply = _end(int(message))
         running.discard(int(message))
-    control.send(str(answer).encode())
+    control.send(str(reply).encode())
     return True
 
 
@@ -96,9 +96,8 @@ def _fork(control: socket.socket, descriptor: int) -> int:
 
 
 def _end(pid: int) -> int:
-    os.kill(
-        pid, signal.SIGKILL
-    )  # without effect if it has ended: the number is free after the wait
+    # Without effect on a process that has ended: its number is free only after the wait.
+    os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -150,7 +149,7 @@ def _run(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None
 
 
 def _time(job: Job, files: list[_Opened], reader: Stream, writer: Stream) -> None:
-    # No limit on the timing itself: once each file has run, its length is known, and has one.
+    # The timing itself needs no limit: it ends by its own settings once each file has run.
     calls = [file.call() for file in files]
     with runtime.naming(_names(job)):
         timed = time_calls(calls, **job["timing"])

@@ -90,7 +90,7 @@ def _with_ranges(model: ir.Model, names: list[str]) -> bytes:
     graph = probe.graph
     values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in graph.inputs}
     graph.outputs.clear()
-    # The axis of images must stay: the reduction over nothing but it would make a shape of no rank.
+    # Flattened to one axis: reducing over the axis of images alone would give a shape without rank.
     keep = initializers.add(graph, "penjing_flat", np.array([-1], np.int64))
     for name in names:
         flat = ir.node("Reshape", [values[name], keep])
