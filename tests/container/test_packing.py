@@ -277,7 +277,7 @@ def test_pack_refuses_external_data(tmp_path):
 def test_a_failed_write_leaves_nothing(tmp_path):
     (tmp_path / "x.onnx").write_bytes(files()["tiny"])
     with pytest.raises(PenjingError, match="cannot be written"):
-        pack(tmp_path / "x.onnx", tmp_path / "nowhere" / "x.penjing")
+        pack(tmp_path / "x.onnx", tmp_path / "x.onnx" / "x.penjing")
     (tmp_path / "folder").mkdir()
     with pytest.raises(PenjingError, match="cannot be written"):
         pack(tmp_path / "x.onnx", tmp_path / "folder")

@@ -51,7 +51,7 @@ _SEEN = 32
 _PRIOR = 24 * _SEEN
 _INHERITED = 96 * _SEEN
 _PRIOR_OF_SET, _INHERITED_OF_SET = 3 * _SEEN, 48 * _SEEN
-"""The same of dependent planes, which have more histograms to learn."""
+"""``_PRIOR`` and ``_INHERITED`` of planes with several sets of contexts: they have more to learn."""
 _FIRST_PIECE = 32
 _OF_SET = CLASSES * LEVELS
 """Contexts of one set of numbers that may be coded."""
@@ -66,7 +66,7 @@ _SPREAD = 4
 Left = dict[int, np.ndarray]
 """int64 counts [511] by distance from the plane's centre, of each context that occurred."""
 Memory = dict[tuple[str, int], Left]
-"""What planes left for later ones, by their kind and form."""
+"""The counts that planes left for later ones, by kind and form."""
 Code = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Codes values, by numbers that they may be and their histogram, and gives the values' indices among
 these numbers; a decoder knows only how many values they are."""
@@ -182,7 +182,7 @@ def shortest(low: int, width: int) -> int:
 
 
 def _looks_smooth(symbols: np.ndarray) -> bool:
-    """Whether they look like finely rounded numbers: many, most of the range, none frequent."""
+    """Tell whether ``symbols`` look finely rounded: many, most of their range, none frequent."""
     counts = np.bincount(symbols)
     used = np.flatnonzero(counts)
     fine = len(used) >= 64 and 2 * len(used) > used[-1] - used[0]
@@ -190,13 +190,13 @@ def _looks_smooth(symbols: np.ndarray) -> bool:
 
 
 def _looks_sparse(distances: np.ndarray, values: Values) -> bool:
-    """Whether most are zero, and the others may be of several sizes."""
+    """Tell whether most ``distances`` are zero, and the others may be of several sizes."""
     several = values.high - values.low > 1
     return several and 2 * int(np.count_nonzero(distances)) < len(distances)
 
 
 def _looks_dependent(distances: np.ndarray, shape: Shape) -> bool:
-    """Whether all follow the trellis along their rows, and make use of it."""
+    """Tell whether all ``distances`` follow the trellis along their rows, and one is odd."""
     plane, order = distances.reshape(shape[0], -1), coding_order(shape)
     # In parts: nearly every plane that does not follow it is left at the first.
     rows = max(1, _LOOK // len(order))
@@ -237,7 +237,10 @@ def _code(
 def _code_sparse(
     distances: np.ndarray, shape: Shape, values: Values, inherited: Left, code: Code
 ) -> Left:
-    """The same in two steps a block: which are not zero, then these, by the sizes of such alone."""
+    """Code a sparse plane in two steps a block: flags of what is not zero, then these values.
+
+    Magnitudes of values are estimated from those that are not zero. Returns the counts that are left.
+    """
     flags = Contexts(shape, Values(0, 1, smooth=False), sparse=True)
     numbers = Contexts(shape, values, sparse=True)
     histograms = _Histograms(_sets(numbers, SPARSE), False, inherited)
@@ -296,8 +299,10 @@ def _code_block(
 
 
 def _code_context(values: np.ndarray, context: int, histograms: _Histograms, code: Code) -> None:
-    """The same of ``values`` [number] in one context, in place: in pieces that grow with what its
-    histogram has seen, so that it learns early."""
+    """Code ``values`` [number], all in one context, in place.
+
+    Pieces grow with what the histogram has seen, so that it learns early.
+    """
     numbers = histograms.numbers(context)
     if not len(numbers):
         raise DamageError("a plane leaves the range that it declares")
@@ -324,7 +329,7 @@ class _Histograms:
         self.seen = np.zeros(len(sets) * _OF_SET, np.int64)
 
     def numbers(self, context: int) -> np.ndarray:
-        """What may be coded in ``context``."""
+        """The numbers that may be coded in ``context``."""
         return self.sets[context // _OF_SET]
 
     def of(self, context: int) -> np.ndarray:
@@ -348,7 +353,7 @@ class _Histograms:
         self.seen[context] += number
 
     def left(self) -> Left:
-        """What was inherited, with the counts of this plane in its contexts and numbers."""
+        """The counts that this plane leaves: inherited ones, replaced where it counted itself."""
         left = self.inherited.copy()
         for context, counts in self.counts.items():
             left[context] = left.get(context, _nothing()).copy()
@@ -376,7 +381,7 @@ def _nothing() -> np.ndarray:
 
 
 def _spread(seen: np.ndarray, magnitude: float) -> np.ndarray:
-    """What ``seen`` adds to the counts, spread evenly over a quarter of the magnitude each way."""
+    """Counts to add for ``seen``, spread evenly over a quarter of ``magnitude`` each way."""
     reach = min(15, int(magnitude / 4), (len(seen) - 1) // 2)
     width = 2 * reach + 1
     sums = np.cumsum(np.pad(seen, (reach + 1, reach)))
@@ -384,7 +389,7 @@ def _spread(seen: np.ndarray, magnitude: float) -> np.ndarray:
 
 
 def _of_parities(context: int) -> np.ndarray:
-    """The same of even and odd indices, of values on either grid."""
+    """Prior counts, as of ``_laplace``, of even and of odd indices on either grid."""
     counts = np.zeros(2, np.int64)
     for one in range(trellis.SETS):
         counts[one % 2] += _laplace(context, trellis.values_of(one, -REACH, REACH)).sum()

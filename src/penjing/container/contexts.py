@@ -1,4 +1,4 @@
-"""What to expect of each weight, from the weights already coded.
+"""The context model: what each weight is expected to be, from the weights already coded.
 
 A plane is seen as rows x channels x positions: output channels, input channels and kernel positions
 of a convolution. It is coded in blocks: of a group of rows, one kernel position (or every eighth
@@ -53,7 +53,10 @@ _UNIT = 64
 _MANTISSA = 44
 """Bits of a float64 below its sign, its exponent and the 8 bits of its mantissa that ``_log`` reads."""
 _BIAS = 1022
-"""What the exponent of a float64 in [0.5, 1) is stored as."""
+"""Exponent bits of a float64 in [0.5, 1): ``_log`` of 1 is an octave.
+
+For that the class of a magnitude lies above it, by 5 half octaves or, with several positions, 7.
+"""
 
 
 def class_magnitude(of_class: int) -> float:
@@ -73,7 +76,7 @@ def _level_table() -> np.ndarray:
 
 @functools.cache
 def _log_table() -> np.ndarray:
-    """int32 sixteenths of an octave, by the bits of a positive float64 above ``_MANTISSA``."""
+    """The values of ``_log``, by the bits of a positive float64 above ``_MANTISSA``."""
     within = np.array([round(16 * math.log2(i / 256)) for i in range(256, 512)])
     octaves = 16 * (np.arange(2048) - _BIAS)
     return (octaves[:, None] + within).astype(np.int32).ravel()
@@ -94,7 +97,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Block:
-    """How the values of a block are coded: as ``signs * (value - offsets)`` in ``contexts``.
+    """The coding of a block's values: as ``signs * (value - offsets)`` in ``contexts``.
 
     A sign of -1 says that a negative value is expected, so that both directions share a histogram.
     ``expected`` is in units of 1 / 64. Arrays of [rows, columns of the block], or [values that count],
@@ -161,7 +164,7 @@ class Contexts:
         self.kernels.new_rows(rows, self.channels)
 
     def of(self, columns: slice, some: np.ndarray | None = None) -> Block:
-        """How to code the block at ``columns`` of the current rows, or its values at the indices
+        """The coding of the block at ``columns`` of the current rows, or of its values at the indices
         ``some`` only."""
         classes = self._classes(columns, some)
         contexts = classes * np.uint16(LEVELS)
@@ -213,8 +216,10 @@ class Contexts:
     def learn(
         self, columns: slice, values: np.ndarray, block: Block, some: np.ndarray | None = None
     ) -> None:
-        """The block at ``columns`` of the current rows had these ``values`` (int32 [rows, columns]); of
-        their magnitudes, those at the indices ``some`` count, or all."""
+        """Learn the ``values`` (int32 [rows, columns]) of the block at ``columns`` of the current rows.
+
+        Of their magnitudes, those at the indices ``some`` count, or all.
+        """
         magnitudes = np.abs(_UNIT * _at(values, some) - block.expected)
         if some is None:
             by_column, by_row = values.shape
@@ -252,7 +257,7 @@ def _at(values: np.ndarray, some: np.ndarray | None) -> np.ndarray:
 
 
 def _counts(of: np.ndarray, magnitudes: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each index below ``number`` is in ``of``, and the sums of its ``magnitudes``."""
+    """The count of each index below ``number`` in ``of``, and the sum of its ``magnitudes``."""
     return np.bincount(of, minlength=number), np.bincount(of, magnitudes, number)
 
 
@@ -339,5 +344,5 @@ def _ratio(
 
 
 def _log(values: np.ndarray) -> np.ndarray:
-    """Sixteenths of an octave of positive ``values``, as int32: equal on every machine, unlike log2."""
+    """Sixteenths of an octave of twice the positive ``values``, int32; equal on all machines."""
     return _log_table()[values.view(np.int64) >> _MANTISSA]

@@ -1,4 +1,4 @@
-"""What the parts of the container raise for bytes that cannot be right."""
+"""The error that the parts of the container raise for invalid bytes."""
 
 
 class DamageError(Exception):

@@ -20,11 +20,11 @@ from penjing.container.wire import LARGEST, Span
 
 MAGIC = b"PNJG"
 VERSION = 2
-"""What is written. Checksums of tensors cover the graph since version 2; 1 is read too."""
+"""The version that is written. Tensors' checksums cover the graph since version 2; 1 is read too."""
 SMALL = 1024
 """Tensors with fewer bytes share a stream with the others of their type."""
 _SMALL_INTEGERS = 512
-"""The same of integers of at most 8 bits, since version 2: alone they keep their rows."""
+"""``SMALL`` of integers of at most 8 bits, since version 2: alone they keep their rows."""
 
 _WHOLE, _PARTS, _MIXED = 0, 1, 2
 _DIGEST = {1: 16, 2: 8}
@@ -32,7 +32,7 @@ _DIGEST = {1: 16, 2: 8}
 _MOST_MIXED = 1 << 13
 """Bytes of a graph's short form that are mixed, which takes about a second, at most."""
 _WORTH = 2000
-"""It is worth that second where it saves one byte in so many."""
+"""A graph is mixed where that saves one byte in so many of the weights'."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Stream:
 
 @dataclass
 class Container:
-    """A container read back, or what of it has been.
+    """A container, as far as it has been read back.
 
     ``skeleton`` are the bytes of the ONNX file between the weights (all of it in the layout of one
     LZMA block), ``skeleton_coder`` how they are coded and ``coded_skeleton`` in how many bytes,
@@ -78,7 +78,7 @@ class Container:
         return 0 if self.version == 1 else zlib.crc32(self.skeleton)
 
     def matches(self, model: bytes) -> bool:
-        """Whether ``model`` is the file that was packed."""
+        """Tell whether ``model`` is the file that was packed."""
         return _digest(model)[: len(self.digest)] == self.digest
 
 
@@ -239,7 +239,7 @@ def _read_skeleton(reader: Reader, container: Container, layout: int) -> None:
 
 
 def _mixed_skeleton(coded: memoryview, size: int, whole: int) -> bytes:
-    """Of an ONNX file of ``whole`` bytes, from a short form of ``size``."""
+    """The skeleton of an ONNX file of ``whole`` bytes, from a short form of ``size``."""
     if size > _MOST_MIXED:
         raise DamageError("its graph is declared larger than it can be in its layout")
     skeleton, found = lengths.lengthen(mixing.decompress(coded, size))
@@ -267,7 +267,7 @@ def _least_alone(span: Span, version: int) -> int:
 
 
 def _content(members: list[Span]) -> Content:
-    """What the stream of ``members`` holds; several tensors are one long vector."""
+    """The content of the stream of ``members``; several tensors are one long vector."""
     size = sum(span.size for span in members)
     kind = element_type(members[0].data_type)
     dims = members[0].dims if len(members) == 1 else (size * 8 // kind.bits,)

@@ -139,7 +139,7 @@ def _windows(data: np.ndarray) -> np.ndarray:
 
 
 def _hop(lengths: list[int], start: int, most: int) -> tuple[list[int], int]:
-    """Where at most ``most`` codes start, and where the next one starts in the next chunk."""
+    """The places where at most ``most`` codes start, and where the next one does in the next chunk."""
     starts: list[int] = []
     while start < len(lengths) and len(starts) < most:
         starts.append(start)

@@ -42,7 +42,7 @@ def lengthen(short: bytes) -> tuple[bytes, int]:
 
 
 class _Translation:
-    """Of a graph into its other form; ``missing`` are the bytes of the data passed so far."""
+    """Translates a graph into its other form; ``missing`` are the bytes of the data passed so far."""
 
     def __init__(self, graph: bytes, *, shortens: bool) -> None:
         self.reader = Reader(graph)
@@ -108,7 +108,7 @@ class _Translation:
         return self.reader.take(wire.FIXED[form])
 
     def _varint(self) -> tuple[bytes, int]:
-        """As it is written, and its value."""
+        """The bytes of a number as it is written, and its value."""
         start = self.reader.at
         value = self.reader.number(wire.LONGEST_VARINT)
         return bytes(self.reader.data[start : self.reader.at]), value

@@ -1,8 +1,8 @@
-"""Graphs of small nets in few bytes: what comes next is said bit by bit, by mixing what followed before.
+"""Context mixing of the graphs of small nets: predictors give each bit's probability together.
 
-Each context (the last few bytes, or some of them) remembers how often a bit was set behind it; a
-mixture of these opinions, whose weights learn, gives the probability that the bit is coded with.
-All of that starts from having read ``PHRASES``.
+Each context (the last few bytes, or some of them) remembers how often a bit was set behind it, and a
+match model expects what followed the last time. A mixture of these predictions, whose weights
+learn, is the probability that the bit is coded with. The model starts from having read ``PHRASES``.
 
 Sources: Mahoney 2005, "Adaptive weighing of context models for lossless data compression", for the
 mixing; Martin 1979, "Range encoding", for the coder. All arithmetic is in integers.
@@ -19,10 +19,10 @@ from pathlib import Path
 from penjing.container.arithmetic import shortest
 
 PHRASES = Path(__file__).with_name("phrases.bin").read_bytes()
-"""What the graphs of small nets have in common, in their short form; a change makes files unreadable.
+"""Parts of graphs that small nets have in common, in their short form; frozen with the format.
 
-They are parts of graphs as penjing exports them, the rarer ones first: shared weights, integer
-kernels, a depthwise net in float, a residual net and a plain one in 8 bits.
+The rarer ones come first: shared weights, integer kernels, a depthwise net in float, a residual net
+and a plain one in 8 bits, as penjing exports them.
 """
 CONTEXTS: tuple[Callable[[bytes], bytes], ...] = (
     lambda read: read[-1:],
@@ -34,30 +34,30 @@ CONTEXTS: tuple[Callable[[bytes], bytes], ...] = (
     lambda read: read[-8:-4],
     lambda read: read[-5:-3] + b"|" + read[-1:],
 )
-"""Of the next byte, by up to ``REACH`` bytes read before it."""
+"""Contexts of the next byte: functions of up to ``REACH`` bytes read before it."""
 REACH = 8
 _REPEATED = 4
-"""Bytes that must be the same as at an earlier place for its next byte to be expected again."""
+"""Bytes of the shortest match, whose next byte is expected again."""
 _LONGEST = 16
-"""Repeated bytes that are told apart, by how sure they make the next one."""
+"""Length of match from which all longer ones share a state."""
 _ONE = 1 << 16
-"""Probability 1. Of a bit, and weight 1 of an opinion."""
+"""Probability 1 of a bit, and weight 1 of a prediction."""
 _HALF = _ONE >> 1
 _UNSEEN = _HALF << 5
-"""State of what has not been seen; its opinion is 0."""
+"""State of a context that has not been seen; it predicts nothing."""
 _NEVER = 16
 """Least probability of a bit."""
 _COUNTED = 20
 """Bits after which a context forgets old ones as fast as it learns new ones."""
 _PART = [2 * _ONE // (2 * seen + 3) for seen in range(_COUNTED + 1)]
-"""Of what the probability lacks that a bit adds to it, by how many the context has seen."""
+"""Part of its error by which a bit corrects a probability, by the bits that the context has seen."""
 _FIRST_WEIGHT = 2 * _ONE // 5
 _LEARNED = 4
-"""How fast weights learn."""
+"""Learning rate of the weights."""
 _SURE_OF_REPEATS = 58_000
 _BIAS = 64
 _FLAT = 2047
-"""Largest opinion, in 1/256: the logarithm of the odds of a bit."""
+"""Largest prediction, in 1/256: the logarithm of the odds of a bit."""
 
 # No value comes near to where it would be rounded otherwise, so that every machine has the same.
 _SQUASHED = [round(_ONE / (1 + math.exp(-x / 256))) for x in range(-_FLAT, _FLAT + 1)]
@@ -104,7 +104,7 @@ def _informed() -> _Model:
 
 
 class _Model:
-    """What has been read, and what followed what.
+    """The bytes read so far, and the statistics of what followed what.
 
     ``tables`` are by context, then by the bits of the byte so far (with a 1 before them), ``repeats`` by
     the number of repeated bytes. Each state in them is a probability, of a 1 or of going on, with the
@@ -148,7 +148,7 @@ class _Model:
         return self.tables[at][context]
 
     def _bit(self, node: int, known: list[dict[int, int]], again: int | None, code: Code) -> int:
-        """Code the bit after ``node``, of which the repeated bytes say that it is ``again``."""
+        """Code the bit after ``node``, which the match model expects to be ``again``."""
         states = [one.get(node, _UNSEEN) for one in known]
         opinions = [_STRETCHED[state >> 9] for state in states]
         length = min(self.repeated, _LONGEST)
@@ -179,7 +179,7 @@ class _Model:
         self.places[last] = len(self.read)
 
     def _same_before(self, place: int) -> int:
-        """How many bytes before ``place`` are also the last ones read."""
+        """The length of the match that ends before ``place`` and with the last byte read."""
         for length in range(min(place, _LONGEST)):
             if self.read[place - 1 - length] != self.read[-1 - length]:
                 return length
@@ -215,7 +215,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """The same; reads zeros behind the end."""
+    """Range decoder; reads zeros behind the end."""
 
     def __init__(self, data: bytes) -> None:
         self.rest = iter(data)

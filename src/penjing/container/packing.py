@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from penjing.container import format
 from penjing.container.damage import DamageError
 from penjing.container.streams import Coder
 from penjing.errors import PenjingError
+from penjing.files import write_bytes
 
 
 def pack(source: Path | str, target: Path | str, coder: Coder = "arithmetic") -> int:
@@ -19,7 +19,8 @@ def pack(source: Path | str, target: Path | str, coder: Coder = "arithmetic") ->
     than ``xz -9`` of ``source``. Returns the bytes written.
 
     Raises:
-        PenjingError: ``source`` cannot be read, is no ONNX model, or keeps weights in other files.
+        PenjingError: ``source`` cannot be read, is no ONNX model, or keeps weights in other files;
+            ``target`` cannot be written.
     """
     if coder not in ("arithmetic", "huffman"):
         raise PenjingError(f"coder must be 'arithmetic' or 'huffman', not {coder!r}")
@@ -28,7 +29,7 @@ def pack(source: Path | str, target: Path | str, coder: Coder = "arithmetic") ->
         packed = format.encode(data, coder)
     except DamageError as problem:
         raise PenjingError(f"{source} cannot be packed as an ONNX model: {problem}") from problem
-    _write(Path(target), packed)
+    write_bytes(target, packed)
     return len(packed)
 
 
@@ -47,7 +48,7 @@ def unpack(source: Path | str, target: Path | str, *, most: int = format.LARGEST
         model = _decode(data, most)
     except (DamageError, MemoryError) as problem:
         raise damaged(source, "unpacked", problem) from problem
-    _write(Path(target), model)
+    write_bytes(target, model)
 
 
 def read(source: Path | str) -> bytes:
@@ -59,7 +60,7 @@ def read(source: Path | str) -> bytes:
 
 
 def damaged(source: Path | str, done: str, problem: Exception) -> PenjingError:
-    """What to tell the user where ``source`` could not be ``done`` because of ``problem``."""
+    """The error for the user where ``source`` could not be ``done`` because of ``problem``."""
     if isinstance(problem, MemoryError):
         return PenjingError(
             f"{source} cannot be {done}: it declares more bytes than there is memory for; "
@@ -76,14 +77,3 @@ def _decode(data: bytes, most: int) -> bytes:
     if not container.matches(model):
         raise DamageError("what it holds does not fit its checksum")
     return model
-
-
-def _write(target: Path, data: bytes) -> None:
-    """Write ``data`` so that ``target`` is never seen half written."""
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(target)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise PenjingError(f"{target} cannot be written: {error.strerror}") from error

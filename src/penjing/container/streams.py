@@ -39,7 +39,7 @@ class Reader:
         return bytes(self.view(size))
 
     def view(self, size: int) -> memoryview:
-        """The same without a copy."""
+        """The next ``size`` bytes without a copy."""
         if size > self.left:
             raise DamageError("it is cut short")
         self.at += size
@@ -181,7 +181,7 @@ def _encode_plane(
 
 
 def _worth_modelling(plane: Plane, kind: str) -> bool:
-    """Whether its symbols are anything but uniformly random, as the last bits of floats are."""
+    """Tell whether ``plane`` is anything but uniformly random, as the last bits of floats are."""
     return kind != WHOLE and len(plane.symbols) > 0 and entropy(plane.symbols) < _RANDOM
 
 
@@ -200,7 +200,7 @@ class CodedPlane:
 
     @property
     def memory_key(self) -> tuple[str, int] | None:
-        """Whose memory it reads and changes; None where it does neither."""
+        """The statistics that it reads and changes; None where it does neither."""
         modelled = self.coder == ARITHMETIC and len(self.payload) >= arithmetic.HEAD
         return (self.kind, arithmetic.form_of(self.payload)) if modelled else None
 
@@ -217,7 +217,7 @@ class Coded:
 
     @property
     def memory_keys(self) -> set[tuple[str, int]]:
-        """What it needs of the streams before, and leaves for those after it."""
+        """The statistics that it needs of the streams before, and leaves for those after it."""
         return {key for plane in self.planes if (key := plane.memory_key)}
 
 

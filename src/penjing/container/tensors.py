@@ -16,7 +16,7 @@ from penjing.container.wire import Span
 from penjing.errors import PenjingError
 
 _MOST_DIMS = 64
-"""Of a NumPy array."""
+"""Dimensions of a NumPy array at most."""
 
 
 def read_tensor(
@@ -102,7 +102,7 @@ def _parts(kind: ElementType) -> int:
 
 
 def _dtype(kind: ElementType) -> np.dtype:
-    """Of the array that holds elements of ``kind``, little-endian as they are in the file."""
+    """The dtype of an array of elements of ``kind``, little-endian as they are in the file."""
     if kind.bits < 8:
         return np.dtype(np.int8 if kind.signed else np.uint8)
     if kind.name == "bfloat16":

@@ -28,7 +28,7 @@ def step(state: int, parity: int) -> int:
 
 
 def parities(values: np.ndarray) -> np.ndarray:
-    """Whether the index of each value is odd, as 0 and 1."""
+    """The parity of each value's index, 0 or 1."""
     return (np.abs(values) + 1) >> 1 & 1
 
 
@@ -71,6 +71,6 @@ class Path:
 
 
 def obeyed(values: np.ndarray) -> bool:
-    """Whether all ``values`` [rows, columns in coding order] lie on the grids that are next."""
+    """Tell whether all ``values`` [rows, columns in coding order] lie on the grids that are next."""
     grids = Path(len(values)).follow(parities(values))
     return bool(((values & 1 == grids) | (values == 0)).all())

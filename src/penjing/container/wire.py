@@ -1,4 +1,4 @@
-"""Where the weights lie in an ONNX file, read straight from protobuf's wire format.
+"""The places of the weights in an ONNX file, read straight from protobuf's wire format.
 
 An ONNX file is a protobuf ``ModelProto``. Only the few messages on the way to a tensor's data are
 entered; every other field is stepped over. Field numbers are those of ``onnx/onnx.proto``, the
@@ -56,7 +56,7 @@ def find(data: bytes | memoryview) -> list[Span]:
 
 
 def find_cut(skeleton: bytes | memoryview, size: int) -> list[Span]:
-    """The same from a file of ``size`` bytes out of which these spans were cut (``cut``)."""
+    """The data spans of an ONNX file of ``size`` bytes, from its ``skeleton`` (see ``cut``)."""
     return _Walk(memoryview(skeleton), size, cut=True).run()
 
 

@@ -1,4 +1,4 @@
-"""How the bytes of a tensor become planes of byte symbols that an entropy coder can model.
+"""Views: the bytes of a tensor as planes of byte symbols that an entropy coder can model.
 
 Each view has a module of its own; ``view`` says what one is.
 """

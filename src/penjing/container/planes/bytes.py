@@ -36,7 +36,7 @@ def to_words(raw: np.ndarray, content: Content) -> np.ndarray | None:
 
 
 def count(content: Content) -> int:
-    """How many elements ``content`` has; raises DamageError if they are not of several bytes."""
+    """The number of elements in ``content``; raises DamageError if they are not of several bytes."""
     if content.width == 1 or content.size % content.width:
         raise wrong_type()
     return content.size // content.width

@@ -42,7 +42,7 @@ _TYPES = {
     25: ElementType("uint2", 2),
     26: ElementType("int2", 2, signed=True),
 }
-"""By number, as in ``TensorProto.DataType``; complex numbers count as pairs of their parts."""
+"""Element types by their ``TensorProto.DataType``; complex numbers count as pairs of their parts."""
 
 
 def element_type(data_type: int) -> ElementType:

@@ -81,7 +81,7 @@ def _join(content: Content, read: Read) -> np.ndarray:
 
 
 def _are_whole(content: Content) -> bool:
-    """Whether no tensor ends inside an element; joined ones may do so and still add up."""
+    """Tell whether no tensor ends inside an element; joined ones may do so and still add up."""
     return not any(part % content.width for part in content.parts)
 
 

@@ -23,7 +23,7 @@ def _join(content: Content, read: Read) -> np.ndarray:
 
 
 def count(content: Content) -> int:
-    """How many symbols ``content`` has; raises DamageError for wider elements."""
+    """The number of symbols in ``content``; raises DamageError for wider elements."""
     if content.type.bits > 8:
         raise wrong_type()
     return content.size * (8 // content.type.bits)

@@ -1,4 +1,4 @@
-"""What a view is: one way to see the bytes of tensors as planes of symbols."""
+"""The parts of a view: one way to see the bytes of tensors as planes of symbols."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Content:
-    """What a stream codes: elements of one type, shaped ``dims``.
+    """The elements of one type, shaped ``dims``, that a stream codes.
 
     ``parts`` are the bytes of each tensor in it, of which there are several where small ones are joined.
     """
