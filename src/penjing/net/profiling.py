@@ -97,7 +97,7 @@ class Profile:
 
 
 def profile(model: nn.Module, example: Tensor, name: str | None = None) -> Profile:
-    """Count the costs of ``model`` in evaluation mode on one image.
+    """Count the costs of ``model`` in evaluation mode on one image; raises what the model raises.
 
     Args:
         example: input batch ``[N, ...]``; its first image is used.

@@ -29,7 +29,7 @@ class Target(Protocol):
 
 
 STANDARD: Target = OnnxRuntime()
-"""Target for which models are made where none is named."""
+"""Default target."""
 
 
 class FileSize:

@@ -26,6 +26,9 @@ class Preprocessing(BaseModel):
     """Resize, centre crop, scale to [0, 1], subtract ``mean``, divide by ``std``.
 
     The arithmetic is that of torchvision's ``ImageClassification`` preset on a PIL image.
+
+    Raises:
+        ValidationError: the settings contradict each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

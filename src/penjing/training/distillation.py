@@ -1,4 +1,4 @@
-"""Knowledge distillation: train a small model (student) on the outputs of a large one (teacher)."""
+"""Knowledge distillation: train a model (student) on the outputs of another (teacher)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Let a convolution do the padding before it."""
+"""Move padding before a convolution into the convolution."""
 
 from __future__ import annotations
 
