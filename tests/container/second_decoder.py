@@ -210,15 +210,17 @@ class Mixer:
 
     def bit(self, keys: list[tuple], coming: int | None, code: Callable[[int], int]) -> int:
         contexts, length = self.contexts, min(self.length, 16)
-        opinions = [STRETCH[contexts[key][0] >> 4] if key in contexts else 0 for key in keys]
+        predictions = [STRETCH[contexts[key][0] >> 4] if key in contexts else 0 for key in keys]
         sure = STRETCH[self.matches[length][0] >> 4]
-        opinions += [0 if coming is None else sure if coming else -sure, 64]
+        predictions += [0 if coming is None else sure if coming else -sure, 64]
         weights = self.weights[sum(key in contexts for key in keys), coming is not None]
-        x = sum(map(mul, weights, opinions)) >> 16
+        x = sum(map(mul, weights, predictions)) >> 16
         p = min(max(SQUASH[min(max(x, -2047), 2047) + 2047], 16), 65520)
         bit = code(p)
         wrong = ((bit << 16) - p) * 4
-        weights[:] = [w + (wrong * o + 32768 >> 16) for w, o in zip(weights, opinions, strict=True)]
+        weights[:] = [
+            w + (wrong * o + 32768 >> 16) for w, o in zip(weights, predictions, strict=True)
+        ]
         for key in keys:
             contexts[key] = adapt(contexts[key], bit)
         if coming is not None:

@@ -36,7 +36,7 @@ CONTEXTS: tuple[Callable[[bytes], bytes], ...] = (
 )
 """Contexts of the next byte: functions of up to ``REACH`` bytes read before it."""
 REACH = 8
-_REPEATED = 4
+_SHORTEST = 4
 """Bytes of the shortest match, whose next byte is expected again."""
 _LONGEST = 16
 """Length of match from which all longer ones share a state."""
@@ -54,7 +54,7 @@ _PART = [2 * _ONE // (2 * seen + 3) for seen in range(_COUNTED + 1)]
 _FIRST_WEIGHT = 2 * _ONE // 5
 _LEARNED = 4
 """Learning rate of the weights."""
-_SURE_OF_REPEATS = 58_000
+_SURE_OF_MATCH = 58_000
 _BIAS = 64
 _FLAT = 2047
 """Largest prediction, in 1/256: the logarithm of the odds of a bit."""
@@ -106,8 +106,8 @@ def _informed() -> _Model:
 class _Model:
     """The bytes read so far, and the statistics of what followed what.
 
-    ``tables`` are by context, then by the bits of the byte so far (with a 1 before them), ``repeats`` by
-    the number of repeated bytes. Each state in them is a probability, of a 1 or of going on, with the
+    ``tables`` are by context, then by the bits of the byte so far (with a 1 before them), ``matches`` by
+    the length of the match. Each state in them is a probability, of a 1 or of going on, with the
     number of bits that it comes from in its lowest 5 bits. What is not in ``tables`` yet starts from
     those ``before``.
     """
@@ -118,29 +118,29 @@ class _Model:
         self.before: list[dict[bytes, dict[int, int]]] = [{} for _ in CONTEXTS]
         self.weights: dict[tuple[int, bool], list[int]] = {}
         self.places: dict[bytes, int] = {}
-        self.repeats = [_SURE_OF_REPEATS << 5] * (_LONGEST + 1)
-        self.place = self.repeated = 0
+        self.matches = [_SURE_OF_MATCH << 5] * (_LONGEST + 1)
+        self.place = self.matched = 0
 
     def successor(self) -> _Model:
         """A model that goes on from here and leaves this one as it is."""
         other = _Model()
         other.read, other.before = self.read.copy(), self.tables
         other.weights = {key: weights.copy() for key, weights in self.weights.items()}
-        other.places, other.repeats = self.places.copy(), self.repeats.copy()
-        other.place, other.repeated = self.place, self.repeated
+        other.places, other.matches = self.places.copy(), self.matches.copy()
+        other.place, other.matched = self.place, self.matched
         return other
 
     def byte(self, code: Code) -> None:
         """Code one byte, and learn from it."""
         recent = bytes(self.read[-REACH:])
         known = [self._known(at, context(recent)) for at, context in enumerate(CONTEXTS)]
-        expected = self.read[self.place] | 256 if self.repeated else 0
+        expected = self.read[self.place] | 256 if self.matched else 0
         node = 1
         for place in range(7, -1, -1):
             again = expected >> place & 1 if expected >> (place + 1) == node else None
             node = 2 * node + self._bit(node, known, again, code)
         self.read.append(node - 256)
-        self._look_for_repeats(went_on=node == expected)
+        self._look_for_match(went_on=node == expected)
 
     def _known(self, at: int, context: bytes) -> dict[int, int]:
         if context not in self.tables[at]:
@@ -150,32 +150,32 @@ class _Model:
     def _bit(self, node: int, known: list[dict[int, int]], again: int | None, code: Code) -> int:
         """Code the bit after ``node``, which the match model expects to be ``again``."""
         states = [one.get(node, _UNSEEN) for one in known]
-        opinions = [_STRETCHED[state >> 9] for state in states]
-        length = min(self.repeated, _LONGEST)
-        sure = self.repeats[length]
-        opinions.append(0 if again is None else (2 * again - 1) * _STRETCHED[sure >> 9])
-        opinions.append(_BIAS)
+        predictions = [_STRETCHED[state >> 9] for state in states]
+        length = min(self.matched, _LONGEST)
+        sure = self.matches[length]
+        predictions.append(0 if again is None else (2 * again - 1) * _STRETCHED[sure >> 9])
+        predictions.append(_BIAS)
         key = len(states) - states.count(_UNSEEN), again is not None
-        weights = self.weights.setdefault(key, [_FIRST_WEIGHT] * len(opinions))
-        together = sum(map(mul, weights, opinions)) >> 16
+        weights = self.weights.setdefault(key, [_FIRST_WEIGHT] * len(predictions))
+        together = sum(map(mul, weights, predictions)) >> 16
         probability = _SQUASHED[max(-_FLAT, min(together, _FLAT)) + _FLAT]
         probability = max(_NEVER, min(probability, _ONE - _NEVER))
         bit = code(probability)
         wrong = ((bit << 16) - probability) * _LEARNED
-        for at, opinion in enumerate(opinions):
-            weights[at] += (wrong * opinion + _HALF) >> 16
+        for at, prediction in enumerate(predictions):
+            weights[at] += (wrong * prediction + _HALF) >> 16
         for one, state in zip(known, states, strict=True):
             one[node] = _learned(state, bit)
         if again is not None:
-            self.repeats[length] = _learned(sure, int(bit == again))
+            self.matches[length] = _learned(sure, int(bit == again))
         return bit
 
-    def _look_for_repeats(self, *, went_on: bool) -> None:
-        self.repeated, self.place = (self.repeated + 1, self.place + 1) if went_on else (0, 0)
-        last = bytes(self.read[-_REPEATED:])
-        if not self.repeated and last in self.places:
+    def _look_for_match(self, *, went_on: bool) -> None:
+        self.matched, self.place = (self.matched + 1, self.place + 1) if went_on else (0, 0)
+        last = bytes(self.read[-_SHORTEST:])
+        if not self.matched and last in self.places:
             self.place = self.places[last]
-            self.repeated = self._same_before(self.place)
+            self.matched = self._same_before(self.place)
         self.places[last] = len(self.read)
 
     def _same_before(self, place: int) -> int:

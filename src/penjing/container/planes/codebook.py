@@ -9,10 +9,6 @@ from penjing.container.planes.bytes import count, to_words
 from penjing.container.planes.view import WHOLE, Content, Plane, Read, View, flat, mode, whole
 
 
-def _kinds(content: Content) -> list[str]:
-    return [WHOLE, WHOLE, "integers"]
-
-
 def _split(raw: np.ndarray, content: Content) -> list[Plane] | None:
     words = to_words(raw, content)
     if words is None or len(np.unique(words[:4096])) > 256:
@@ -54,4 +50,4 @@ def _zero(table: np.ndarray, indices: np.ndarray) -> int:
     return int(found[0]) if len(found) else mode(indices)
 
 
-CODEBOOK = View("codebook", _kinds, _split, _join)
+CODEBOOK = View("codebook", lambda _: [WHOLE, WHOLE, "integers"], _split, _join)

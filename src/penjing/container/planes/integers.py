@@ -7,10 +7,6 @@ import numpy as np
 from penjing.container.planes.view import Content, Plane, Read, View, mode, wrong_type
 
 
-def _kinds(content: Content) -> list[str]:
-    return ["integers"]
-
-
 def _split(raw: np.ndarray, content: Content) -> list[Plane] | None:
     if content.type.bits > 8:
         return None
@@ -55,4 +51,14 @@ def zero(symbols: np.ndarray, content: Content) -> int:
     return sign if sign and symbols.min() <= sign <= symbols.max() else mode(symbols)
 
 
-INTEGERS = View("integers", _kinds, _split, _join)
+def few(raw: np.ndarray, content: Content) -> tuple[np.ndarray, int, np.ndarray] | None:
+    """Symbols, the one of zero, and which ones (bool) are others; None unless fewer than half are."""
+    if content.type.bits > 8 or not len(raw):
+        return None
+    symbols = to_symbols(raw, content)
+    centre = zero(symbols, content)
+    there = symbols != centre
+    return (symbols, centre, there) if 0 < there.sum() < len(symbols) // 2 else None
+
+
+INTEGERS = View("integers", lambda _: ["integers"], _split, _join)

@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from penjing.container.planes.integers import count, from_symbols, to_symbols, zero
+from penjing.container.planes.integers import count, few, from_symbols
 from penjing.container.planes.view import WHOLE, Content, Plane, Read, View, centred, flat, whole
 
 
-def _kinds(content: Content) -> list[str]:
-    return [WHOLE, "mask", "nonzero"]
-
-
 def _split(raw: np.ndarray, content: Content) -> list[Plane] | None:
-    if content.type.bits > 8 or not len(raw):
+    if not (found := few(raw, content)):
         return None
-    symbols = to_symbols(raw, content)
-    centre = zero(symbols, content)
-    there = (symbols != centre).astype(np.uint8)
-    if not 0 < np.count_nonzero(there) < len(symbols) // 2:
-        return None
-    others = symbols[there > 0]
-    mask = Plane(there, content.shape(len(symbols)), 0)
+    symbols, centre, there = found
+    others = symbols[there]
+    mask = Plane(there.astype(np.uint8), content.shape(len(symbols)), 0)
     head = np.array([centre], np.uint8)
     return [whole(head), mask, centred(others, flat(len(others)), centre)]
 
@@ -37,4 +29,4 @@ def _join(content: Content, read: Read) -> np.ndarray:
     return from_symbols(symbols, content)
 
 
-MASKED = View("masked", _kinds, _split, _join, coder="arithmetic")
+MASKED = View("masked", lambda _: [WHOLE, "mask", "nonzero"], _split, _join, coder="arithmetic")

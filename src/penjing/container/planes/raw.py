@@ -7,10 +7,6 @@ import numpy as np
 from penjing.container.planes.view import WHOLE, Content, Plane, Read, View, flat, whole
 
 
-def _kinds(content: Content) -> list[str]:
-    return [WHOLE]
-
-
 def _split(raw: np.ndarray, content: Content) -> list[Plane]:
     return [whole(raw)]
 
@@ -19,4 +15,4 @@ def _join(content: Content, read: Read) -> np.ndarray:
     return read(flat(content.size))
 
 
-RAW = View("raw", _kinds, _split, _join)
+RAW = View("raw", lambda _: [WHOLE], _split, _join)

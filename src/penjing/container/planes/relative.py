@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from penjing.container.damage import DamageError
-from penjing.container.planes.integers import count, from_symbols, to_symbols, zero
+from penjing.container.planes.integers import count, few, from_symbols
 from penjing.container.planes.view import (
     WHOLE,
     Content,
@@ -27,18 +27,11 @@ _FARTHEST = (32, 254)
 """The longest distances that are tried."""
 
 
-def _kinds(content: Content) -> list[str]:
-    return [WHOLE, "gaps", "nonzero"]
-
-
 def _split(raw: np.ndarray, content: Content) -> list[Plane] | None:
-    if content.type.bits > 8 or not len(raw):
+    if not (found := few(raw, content)):
         return None
-    symbols = to_symbols(raw, content)
-    centre = zero(symbols, content)
-    at = np.flatnonzero(symbols != centre)
-    if not 0 < len(at) < len(symbols) // 2:
-        return None
+    symbols, centre, there = found
+    at = np.flatnonzero(there)
     distances = np.diff(at, prepend=0)
     ways = [_entries(distances, symbols[at], centre, one) for one in _FARTHEST]
     gaps, values = min(ways, key=lambda way: len(way[0]) * sum(map(entropy, way)))
@@ -73,4 +66,4 @@ def _join(content: Content, read: Read) -> np.ndarray:
     return from_symbols(symbols, content)
 
 
-RELATIVE = View("relative", _kinds, _split, _join)
+RELATIVE = View("relative", lambda _: [WHOLE, "gaps", "nonzero"], _split, _join)
