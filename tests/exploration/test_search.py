@@ -92,6 +92,10 @@ def test_combinations_are_found_and_every_point_is_a_real_file(
             stages = point.recipe["stages"]
             assert len(point.contributions) == len(stages)
             assert point.contributions[-1].packed_bytes == point.packed_bytes
+    told = json.loads((tmp_path / study.best.point.folder / "predictions.json").read_text())
+    right = sum(told["after"][index][index] for index in range(2))
+    assert right / told["images"] == pytest.approx(study.best.point.score)
+    assert (told["classes"], told["images"]) == (["0", "1"], 60)
 
 
 @pytest.mark.slow

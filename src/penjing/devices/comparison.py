@@ -46,6 +46,10 @@ class Original:
         output, _ = self._run(path, "train", missing)
         return comparison.and_agreement(interval.agreements(self.task, others, output))
 
+    def outputs(self, path: Path, split: str) -> tuple[Any, Any, Tensor]:
+        """The outputs of the original, and of the file at ``path``, for ``split``, and the targets."""
+        return (self._outputs(split, None)[0], *self._run(path, split, None))
+
     def _outputs(self, split: str, limit: int | None) -> tuple[Any, Tensor]:
         if (split, limit) not in self._known:
             self._known[split, limit] = self._run(self.path, split, limit)

@@ -14,6 +14,7 @@ Whatever a candidate does, it ends as a point or as a failure, and the search co
 from __future__ import annotations
 
 import gc
+import json
 import math
 import tempfile
 import time as clock
@@ -41,6 +42,7 @@ from penjing.exploration.candidates import (
     suggest,
 )
 from penjing.exploration.effort import Effort, Phase
+from penjing.exploration.predictions import predictions
 from penjing.exploration.study import BASELINE, Contribution, Point, Study, alone
 from penjing.net.plain import plain
 from penjing.progress import Bar, bar, say
@@ -58,6 +60,8 @@ LONGEST_QUICK_EPOCHS = 6.0
 UNTIMED_EPOCHS = 2.0
 LONGEST_S = 600.0
 """What a post-training candidate may take, or a quarter of all time if that is more."""
+PREDICTIONS = "predictions.json"
+"""The file, in a point's folder, of the classes that it gives images."""
 PROPOSALS = 1000
 """After which a sampler has nothing new to propose."""
 
@@ -457,6 +461,18 @@ class _Search:
                 if point.candidate and not point.contributions:
                     point.contributions = self.contributions(point)
                 self.study.add(point)
+        with self.survived("predictions"):
+            self.predict()
+
+    def predict(self) -> None:
+        """Keep which images get another class from the best point, or the one nearest to it."""
+        best = self.study.best
+        point = best.point if best else self.study.nearest()[0]
+        target = self.study.folder / point.folder / PREDICTIONS
+        if point is self.study.baseline or not self.task.classifies or target.exists():
+            return
+        pair = self.original.outputs(self.study.folder / point.folder / "model.onnx", "validation")
+        files.write_text(target, json.dumps(predictions(self.task, *pair)))
 
     def test(self, point: Point) -> None:
         file, baseline = self.study.folder / point.folder / "model.onnx", self.study.baseline

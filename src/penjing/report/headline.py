@@ -12,6 +12,8 @@ from penjing.report.verdict import Verdict, bounds, shown, verdicts
 if TYPE_CHECKING:
     from penjing.tasks.interval import State
 
+NOISE = 1.05
+"""Medians whose ratio is below cannot be told apart on a machine that does other things too."""
 OVERFIT = 0.02
 """A baseline this much better on validation than on test has probably seen the validation images:
 well beyond what the choice of a thousand images explains."""
@@ -71,13 +73,18 @@ def _sentence(study: Study, point: Point, unit: units.ScoreUnit) -> str:
     parts = [_ratio(baseline["packed_bytes"] / point["packed_bytes"], "smaller", "larger")]
     gain = speedup(point)
     if gain is not None:
-        parts.append(_ratio(gain, "faster", "slower"))
+        parts.append(_speed(gain))
     said = f"{', '.join(parts)}, {_change(point['drop'], unit)}"
     return said if study["best"] else f"Nearest to the budget: {said}"
 
 
 def _ratio(value: float, better: str, worse: str) -> str:
     return f"{units.times(value)} {better}" if value >= 1 else f"{units.times(1 / value)} {worse}"
+
+
+def _speed(gain: float) -> str:
+    """A speed, which is the same within what two measurements of one file may differ by."""
+    return "as fast" if 1 / NOISE < gain < NOISE else _ratio(gain, "faster", "slower")
 
 
 def _change(drop: float, unit: units.ScoreUnit) -> str:
@@ -117,7 +124,7 @@ def _figures(point: Point, baseline: Point, unit: units.ScoreUnit) -> list[Figur
     if gain is not None:
         before = f"from {units.milliseconds(point['reference_latency_ms'])} ms in the same run"
         now = f"{units.milliseconds(point['latency_ms'])} ms"
-        detail = f"{before}: {_ratio(gain, 'faster', 'slower')}"
+        detail = f"{before}: {_speed(gain)}"
         figures.append(Figure("Latency, one image", now, detail))
     figures.append(_score("Score, validation", point, baseline, unit, "score", "drop"))
     if point.get("test_score") is not None and baseline.get("test_score") is not None:

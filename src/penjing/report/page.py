@@ -12,6 +12,7 @@ from urllib.parse import quote
 import jinja2
 import plotly.graph_objects as go
 import plotly.io
+import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -20,7 +21,7 @@ from penjing.report import plots
 from penjing.report.comparison import Difference, compare
 from penjing.report.contributions import contributions
 from penjing.report.headline import headline
-from penjing.report.study import Point, Study, others, read, speedup
+from penjing.report.study import Point, Study, others, predictions, read, speedup
 
 HERE = Path(__file__).parent
 BADGES = {"met": "met", "missed": "missed", "cannot be told": "open"}
@@ -62,6 +63,9 @@ def write(study: Path, target: Path, *, renews: bool = False) -> None:
     text = _template().render(
         study=record,
         renews=renews,
+        predictions=predictions(study, shown),
+        as_yaml=as_yaml,
+        share=share,
         headline=said,
         badges=BADGES,
         unit=unit,
@@ -137,6 +141,17 @@ def describe(layers: list[dict[str, Any]], field: str) -> str:
         else:
             written.append(units.MISSING if value is None else str(value))
     return " + ".join(written) or "gone"
+
+
+def as_yaml(recipe: dict[str, Any] | None) -> str:
+    """The stages of ``recipe`` as a recipe file has them; nothing for the original."""
+    stages = (recipe or {}).get("stages")
+    return yaml.safe_dump({"stages": stages}, sort_keys=False) if stages else ""
+
+
+def share(row: list[int], count: int) -> float:
+    """The share of ``count`` in the images of ``row``, 0 for a class without images."""
+    return count / max(sum(row), 1)
 
 
 def _link(study: Path, target: Path, point: Point) -> str | None:

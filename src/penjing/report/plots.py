@@ -15,14 +15,16 @@ from penjing.report.study import Point, Study, others, speedup
 from penjing.report.verdict import bounds
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
-BLUE, VERMILION, GREEN, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#1f2328", "#8c959f"
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c959f"
+BLACK = "#1f2328"
 MARKERS: dict[str, dict[str, Any]] = {
     "dominated": {"color": GREY, "size": 8, "opacity": 0.45},
     "on the frontier": {"color": BLUE, "size": 10},
-    "original": {"color": BLACK, "size": 11, "symbol": "square"},
+    "original": {"color": PURPLE, "size": 11, "symbol": "square"},
     "best": {"color": VERMILION, "size": 16, "symbol": "star"},
     "nearest to the budget": {"color": VERMILION, "size": 16, "symbol": "star-open"},
 }
+GRID = "rgba(140,149,159,0.25)"
 LONGEST_LABEL = 40
 LOWEST = 0.88
 """Of the original's score: where the plots begin, so that a useless point does not flatten all."""
@@ -48,7 +50,7 @@ SIZE = Axis("packed_bytes", "size", "packed file, KB (log scale)", 1e3, log=True
 LATENCY = Axis(
     "latency_ms",
     "latency",
-    "latency of one image, ms (bars: 10th to 90th percentile)",
+    "latency of one image, ms",
     1.0,
     log=False,
     spread=("latency_p10_ms", "latency_p90_ms"),
@@ -119,14 +121,17 @@ def layers(differences: list[Difference], name: str) -> go.Figure:
 def _layout(x: str, y: str) -> go.Layout:
     return go.Layout(
         template="simple_white",
+        # The page behind shows through, whether light or dark; its script colours the text.
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": BLACK},
-        xaxis={"title": x, "showgrid": True, "gridcolor": "#eaeef2", "automargin": True},
-        yaxis={"title": y, "showgrid": True, "gridcolor": "#eaeef2", "automargin": True},
+        xaxis={"title": x, "showgrid": True, "gridcolor": GRID, "automargin": True},
+        yaxis={"title": y, "showgrid": True, "gridcolor": GRID, "automargin": True},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        modebar={"orientation": "v", "bgcolor": "rgba(255,255,255,0.7)"},
+        modebar={"orientation": "v", "bgcolor": "rgba(0,0,0,0)"},
         margin={"l": 10, "r": 44, "t": 10, "b": 10},
         height=460,
-        hoverlabel={"bgcolor": "white", "align": "left"},
+        hoverlabel={"bgcolor": "white", "font": {"color": BLACK}, "align": "left"},
     )
 
 

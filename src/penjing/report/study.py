@@ -40,6 +40,15 @@ def read(folder: Path) -> Study:
     return study
 
 
+def predictions(folder: Path, point: Point) -> dict[str, Any] | None:
+    """What ``point`` of the study in ``folder`` makes of images, None where that is not known."""
+    path = Path(folder) / (point.get("folder") or "") / "predictions.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def others(study: Study) -> list[Point]:
     """Every measured point but the baseline, smallest packed file first."""
     baseline = study["baseline"]["name"]
