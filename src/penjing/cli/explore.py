@@ -48,7 +48,10 @@ def explore(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Search all techniques for the frontier within a budget; run the command again to resume."""
+    """Search PTQ, QAT, pruning and all other techniques for the frontier within a budget.
+
+    Run the command again to resume.
+    """
     from penjing.exploration import Budget
     from penjing.report import live
 
@@ -97,7 +100,7 @@ def demo(
     time: Annotated[
         str | None,
         typer.Option(
-            help="Total time of the search, such as 30s; 150s, the default, without --trials."
+            help="Total time of the search, such as 60s; 210s, the default, without --trials."
         ),
     ] = None,
     trials: Annotated[
@@ -105,7 +108,7 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a small CNN on handwritten digits and explore all techniques on it, in minutes."""
+    """Train a small CNN on drawn traffic signs and explore all techniques on it, in minutes."""
     from penjing.cli import demonstration
 
     writable(output / "study.json")
@@ -118,7 +121,11 @@ def demo(
         device=device,
         threads=machine.measured_threads,
     )
-    _print_study(study, as_json)
+    try:
+        _print_study(study, as_json)
+    finally:
+        if not as_json:
+            typer.echo(demonstration.NEXT_STEPS)
 
 
 def _show_study(study: Study, as_json: bool) -> None:
