@@ -8,6 +8,7 @@ import pytest
 import typer
 import yaml
 
+import penjing
 from penjing import recipe
 from penjing.cli import main
 
@@ -57,3 +58,14 @@ def test_links_lead_somewhere(document: Path):
 def test_recipes_are_read(document: str):
     for block in blocks(ROOT / "docs" / document, "yaml"):
         assert recipe.parse(yaml.safe_load(block)).stages
+
+
+def test_every_public_name_has_an_example_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The blocks of python.md, one after the other, in an empty folder."""
+    examples = "".join(blocks(ROOT / "docs" / "python.md", "python"))
+    shown = set(re.findall(r"\bpj\.(\w+)", examples))
+    assert set(penjing.__all__) <= shown, sorted(set(penjing.__all__) - shown)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(examples, "docs/python.md", "exec"), {"__name__": "examples"})

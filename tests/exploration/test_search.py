@@ -95,7 +95,7 @@ def test_combinations_are_found_and_every_point_is_a_real_file(
     told = json.loads((tmp_path / study.best.point.folder / "predictions.json").read_text())
     right = sum(told["after"][index][index] for index in range(2))
     assert right / told["images"] == pytest.approx(study.best.point.score)
-    assert (told["classes"], told["images"]) == (["0", "1"], 60)
+    assert (told["classes"], told["images"]) == (["0", "1"], trained[1].size("validation"))
 
 
 @pytest.mark.slow
