@@ -1,7 +1,32 @@
-"""Tasks: labelled images, a loss and a score that a model is trained and judged by."""
+"""Tasks: labelled images, a loss and a score that a model is trained and judged by.
 
-from penjing.tasks.datasets import describe, from_arrays, load
-from penjing.tasks.preprocessing import Preprocessing
-from penjing.tasks.task import Task, evaluate, outputs_of
+Names are imported when they are first used: a device reads frames and boxes without PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penjing.tasks.datasets import describe, from_arrays, load
+    from penjing.tasks.preprocessing import Preprocessing
+    from penjing.tasks.task import Task, evaluate, outputs_of
 
 __all__ = ["Preprocessing", "Task", "describe", "evaluate", "from_arrays", "load", "outputs_of"]
+
+_HOME = {
+    "Preprocessing": "preprocessing",
+    "Task": "task",
+    "describe": "datasets",
+    "evaluate": "task",
+    "from_arrays": "datasets",
+    "load": "datasets",
+    "outputs_of": "task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'penjing.tasks' has no attribute {name!r}")
+    return getattr(import_module(f"penjing.tasks.{_HOME[name]}"), name)
