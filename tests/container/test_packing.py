@@ -324,3 +324,20 @@ def test_version_2_has_the_graph_in_its_checksums(coder):
         container.skeleton + stream.decoded.data
     )
     assert again.version == 2 and again.streams[0].coded_bytes <= stream.coded_bytes
+
+
+def test_a_file_is_not_packed_onto_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(graph([]))
+    before = path.read_bytes()
+    for act in (pack, unpack):
+        with pytest.raises(PenjingError, match="give another file to write"):
+            act(path, tmp_path / "." / "a.onnx")
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").touch()
+    with pytest.raises(PenjingError, match="is empty"):
+        pack(tmp_path / "a.onnx", tmp_path / "a.penjing")
+    assert not (tmp_path / "a.penjing").exists()

@@ -177,9 +177,20 @@ def test_a_pattern_of_no_layer_names_the_layers(name, setting, value, net, task)
         ({"quantize": {"weight_bits": {"a*": 3}}}, r"quantize.weight_bits.a\*: must .* found 3$"),
         ({"quantize": {"weight_bits": None}}, "quantize.weight_bits: must be .* found None$"),
         ({"prune_weights": {"pattern": {"a": "4:2"}}}, "prune_weights.pattern.a: pattern '4:2' is"),
+        ({"quantize": {"weight_bits": {1.1: 4}}}, r"text, found 1\.1; put it in quotes$"),
         ({"prune_channels": {"ratio": {"a": 2}}}, "prune_channels.ratio.a: must be less than 1"),
     ],
 )
 def test_a_wrong_value_names_its_pattern(settings: dict, message: str) -> None:
     with pytest.raises(PenjingError, match=message):
         recipe.parse({"stages": [{"techniques": [settings]}]})
+
+
+def test_a_number_names_a_layer_of_a_sequence() -> None:
+    stages = [{"techniques": [{"quantize": {"weight_bits": {4: 4, "*": 8}}}]}]
+    assert recipe.parse({"stages": stages}).techniques[0].weight_bits == {"4": 4, "*": 8}
+
+
+def test_no_layer_to_prune_is_said(net: nn.Module, task: Task) -> None:
+    with pytest.raises(PenjingError, match="layer to prune; leave it out"):
+        used(net, task, "prune_weights", sparsity={"*": None})

@@ -152,7 +152,7 @@ def _print_study(study: Study, as_json: bool) -> None:
         point, excess = study.nearest()
         raise PenjingError(
             f"no point met the budget; the nearest is {point.name} ({describe(excess)}): "
-            f"give it more --time or a wider budget, the frontier is in {study.folder}"
+            f"give it more --time or --trials, or a wider budget; the frontier is in {study.folder}"
         )
     if doubt := study.doubt():
         say(doubt)

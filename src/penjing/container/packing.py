@@ -20,11 +20,14 @@ def pack(source: Path | str, target: Path | str, coder: Coder = "arithmetic") ->
 
     Raises:
         PenjingError: ``source`` cannot be read, is no ONNX model, or keeps weights in other files;
-            ``target`` cannot be written.
+            ``target`` is ``source``, or cannot be written.
     """
     if coder not in ("arithmetic", "huffman"):
         raise PenjingError(f"coder must be 'arithmetic' or 'huffman', not {coder!r}")
+    _reject_same(source, target)
     data = read(source)
+    if not data:
+        raise PenjingError(f"{source} is empty, expected an ONNX model; export it again")
     try:
         packed = format.encode(data, coder)
     except DamageError as problem:
@@ -40,15 +43,21 @@ def unpack(source: Path | str, target: Path | str, *, most: int = format.LARGEST
     ``most`` is the bytes that the ONNX file may have, for files of unknown origin.
 
     Raises:
-        PenjingError: ``source`` cannot be read, is damaged or declares more than ``most`` bytes;
-            ``target`` is then not touched.
+        PenjingError: ``target`` is ``source``, or ``source`` cannot be read, is damaged or declares more
+            than ``most`` bytes; ``target`` is then not touched.
     """
+    _reject_same(source, target)
     data = read(source)
     try:
         model = _decode(data, most)
     except (DamageError, MemoryError) as problem:
         raise damaged(source, "unpacked", problem) from problem
     write_bytes(target, model)
+
+
+def _reject_same(source: Path | str, target: Path | str) -> None:
+    if Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
+        raise PenjingError(f"{target} is the file to read; give another file to write")
 
 
 def read(source: Path | str) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag
 
 from penjing.errors import PenjingError
 
@@ -17,9 +17,19 @@ def _form(value: Any) -> str:
     return "" if isinstance(value, dict) else " "
 
 
+def _pattern(key: Any) -> Any:
+    if type(key) is int:  # YAML reads 3 so, which is a layer of an nn.Sequential
+        return str(key)
+    if not isinstance(key, str):  # 1.10 has become 1.1
+        raise ValueError(f"patterns of names must be text, found {key!r}; put it in quotes")
+    return key
+
+
 # The tags are blank, so that errors name the setting and the pattern only.
 ByLayer = Annotated[
-    Annotated[T, Tag(" ")] | Annotated[dict[str, T | None], Tag("")], Discriminator(_form)
+    Annotated[T, Tag(" ")]
+    | Annotated[dict[Annotated[str, BeforeValidator(_pattern)], T | None], Tag("")],
+    Discriminator(_form),
 ]
 """One value for all layers, or values by patterns of their names (as in ``fnmatch``), of which the first
 that fits a layer counts. None leaves a layer alone; a layer that no pattern fits has the setting's

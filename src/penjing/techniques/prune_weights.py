@@ -84,9 +84,9 @@ class PruneWeights(Technique):
         goals = self.each("sparsity" if self.pattern is None else "pattern", found)
         found = {name: layer for name, layer in found.items() if _fits(layer, goals[name])}
         if not found:
-            wanted = f"inputs fit the pattern {self.pattern}" if self.pattern else "weights are"
+            wanted = f" whose inputs fit the pattern {self.pattern}" if self.pattern else ""
             raise PenjingError(
-                f"prune_weights found no convolution or linear layer whose {wanted}."
+                f"prune_weights found no convolution or linear layer to prune{wanted}; leave it out."
             )
         links: dict[nn.Module, WeightMask] = {}
         for name, layer in found.items():
