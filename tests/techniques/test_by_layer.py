@@ -194,3 +194,9 @@ def test_a_number_names_a_layer_of_a_sequence() -> None:
 def test_no_layer_to_prune_is_said(net: nn.Module, task: Task) -> None:
     with pytest.raises(PenjingError, match="layer to prune; leave it out"):
         used(net, task, "prune_weights", sparsity={"*": None})
+
+
+@pytest.mark.parametrize("bits", [True, {"*": True}])
+def test_a_flag_is_no_number_of_bits(bits) -> None:
+    with pytest.raises(PenjingError, match="must be 16, 8, 4, 2 or 1, found True"):
+        recipe.parse({"stages": [{"techniques": [{"quantize": {"weight_bits": bits}}]}]})

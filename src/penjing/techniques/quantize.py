@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -27,7 +27,14 @@ from penjing.techniques import by_layer
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 
-WeightBits = Literal[16, 8, 4, 2, 1]
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # which equals 1
+        raise ValueError(f"must be 16, 8, 4, 2 or 1, found {value}")
+    return value
+
+
+WeightBits = Annotated[Literal[16, 8, 4, 2, 1], BeforeValidator(_number)]
 
 
 class Quantize(Technique):
