@@ -118,12 +118,15 @@ def _encode_streams(data: bytes, spans: list[Span], coder: Coder, seed: int) -> 
 
 def weight_bytes(tensors: Iterable[np.ndarray]) -> int:
     """Return the bytes that ``tensors`` of a file, in their order in it, take in its container."""
-    data, spans = b"", []
+    parts: list[bytes] = []
+    spans: list[Span] = []
+    start = 0
     for tensor in tensors:
         kind = numbered(tensor.dtype.name)
-        spans.append(Span(len(data), tensor.nbytes, data_type=kind, dims=tensor.shape))
-        data += tensor.tobytes()
-    return len(_encode_streams(data, spans, "arithmetic", seed=0))
+        spans.append(Span(start, tensor.nbytes, data_type=kind, dims=tensor.shape))
+        parts.append(tensor.tobytes())
+        start += tensor.nbytes
+    return len(_encode_streams(b"".join(parts), spans, "arithmetic", seed=0))
 
 
 @functools.lru_cache(maxsize=16)

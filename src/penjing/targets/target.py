@@ -45,20 +45,27 @@ class FileSize:
 
     def measured(self, model: nn.Module) -> int:
         """Return the bytes of the real file, and correct later estimates by it."""
-        size = self.target.packed_bytes(model, self.example)
-        self._graph = size - container.weight_bytes(self.target.tensors(model))
-        return size
+        return self._measured(model, self._weights(model))
 
     def estimated(self, model: nn.Module) -> int:
         """Return an estimate of the file's bytes; measured if it is the first."""
-        if self._graph is None:
-            return self.measured(model)
-        return self._graph + container.weight_bytes(self.target.tensors(model))
+        weights = self._weights(model)
+        return self._measured(model, weights) if self._graph is None else self._graph + weights
 
     def at_most(self, model: nn.Module, most: int) -> tuple[bool, int]:
         """Return whether the file has at most ``most`` bytes, and its bytes: measured if the estimate is
         at most ``most``, else estimated."""
-        size = self.estimated(model)
-        if size <= most:
-            size = self.measured(model)
+        weights = self._weights(model)
+        if self._graph is None or self._graph + weights <= most:
+            size = self._measured(model, weights)
+        else:
+            size = self._graph + weights
         return size <= most, size
+
+    def _weights(self, model: nn.Module) -> int:
+        return container.weight_bytes(self.target.tensors(model))
+
+    def _measured(self, model: nn.Module, weights: int) -> int:
+        size = self.target.packed_bytes(model, self.example)
+        self._graph = size - weights
+        return size
