@@ -54,7 +54,10 @@ def check_finite(found: dict[str, Layer]) -> None:
     """Raise ``PenjingError`` where the weights of a layer ``found`` hold NaN or infinity."""
     for name, layer in found.items():
         if not torch.isfinite(layer.weight).all():
-            raise PenjingError(f"the weights of layer {name} hold NaN or infinite values")
+            raise PenjingError(
+                f"the weights of layer {name} hold NaN or infinite values; load or train a model "
+                "with finite weights."
+            )
 
 
 def is_depthwise(layer: nn.Module) -> bool:

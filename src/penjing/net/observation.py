@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from penjing.errors import PenjingError
 from penjing.net import patches
 from penjing.net.layers import Layer
-from penjing.tasks.outputs import evaluating as evaluating
+from penjing.tasks.outputs import evaluating
 
 Observer = Literal["minmax", "percentile", "mse"]
 
@@ -123,6 +123,20 @@ def hooked(layers: Mapping[str, nn.Module], watch: Callable) -> Iterator[None]:
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(hook(name), with_kwargs=True))
         yield
+
+
+@contextmanager
+def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let gradients flow to ``tensors`` until the block ends, also inside ``evaluating``."""
+    former = [(tensor, tensor.requires_grad) for tensor in tensors]
+    try:
+        for tensor, _ in former:
+            tensor.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for tensor, required in former:
+            tensor.requires_grad_(required)
 
 
 def _observe(statistics: LayerStatistics, name: str, x: Tensor, batches: int) -> None:

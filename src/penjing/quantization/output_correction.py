@@ -22,13 +22,13 @@ from penjing.net.layers import Layer
 from penjing.net.observation import (
     LayerStatistics,
     channel_statistics,
-    evaluating,
     hooked,
     per_channel,
 )
 from penjing.quantization.grids import WeightQuantizer
 from penjing.tasks import outputs
 from penjing.tasks.divergence import columns
+from penjing.tasks.outputs import evaluating
 
 LARGEST_GAIN = 2.0
 HALVINGS = 20

@@ -24,11 +24,12 @@ from torch.nn import functional as F
 
 from penjing.net import patches
 from penjing.net.layers import Layer, original, set_original
-from penjing.net.observation import channel_statistics, evaluating, hooked, per_channel
+from penjing.net.observation import channel_statistics, differentiable, hooked, per_channel
 from penjing.progress import shown
 from penjing.quantization.error_compensation import Elimination, eliminate
 from penjing.tasks import outputs
 from penjing.tasks.divergence import columns, of_scores
+from penjing.tasks.outputs import evaluating
 
 PATCHES = 64
 """Input patches an image that the moments are taken of, about."""
@@ -193,7 +194,7 @@ def _gradients(
     wanted = [*weights.values(), *biases.values()]
     images = [image for batch in batches for image in batch.split(1)]
     seen: dict[str, _Gradients] = {}
-    with evaluating(model), torch.enable_grad(), _differentiable(wanted):
+    with evaluating(model), differentiable(wanted):
         for image in shown(images, "sensitivity of the layers", len(images)):
             loss = _surprise(model(image.contiguous()), generator, classifies)
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -215,22 +216,6 @@ def _energy(layer: Layer, gradient: Tensor) -> Tensor:
 def _outputs(layer: Layer) -> int:
     """Return the number of outputs of one group."""
     return patches.matrix(layer, layer.weight).shape[1]
-
-
-class _differentiable:  # noqa: N801
-    """Let gradients flow to ``tensors`` for a while."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-        self.former = [tensor.requires_grad for tensor in tensors]
-
-    def __enter__(self) -> None:
-        for tensor in self.tensors:
-            tensor.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for tensor, former in zip(self.tensors, self.former, strict=True):
-            tensor.requires_grad_(former)
 
 
 def _divergence(output: Any, expected: Any, classifies: bool) -> Tensor:

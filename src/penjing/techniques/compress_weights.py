@@ -15,7 +15,7 @@ from penjing.errors import PenjingError
 from penjing.net import layers, observation
 from penjing.net.layers import IntegerWeights, Layer
 from penjing.net.norms import fold_batch_norm
-from penjing.net.observation import LayerStatistics, evaluating
+from penjing.net.observation import LayerStatistics
 from penjing.quantization import rate_distortion, rate_distortion_sensitivity
 from penjing.quantization.grids import WeightQuantizer
 from penjing.quantization.output_correction import correct_outputs, sharpen
@@ -24,6 +24,7 @@ from penjing.quantization.rate_distortion_sensitivity import Sensitivity
 from penjing.targets.target import STANDARD, FileSize, Target
 from penjing.tasks import Task, interval, outputs_of
 from penjing.tasks.interval import Comparison
+from penjing.tasks.outputs import evaluating
 from penjing.tasks.task import SplitName
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 
@@ -86,7 +87,7 @@ class CompressWeights(Technique):
         batches = [batch.to(device) for batch in task.calibration(self.calibration)]
         some = torch.cat(batches)[:CORRECTION_IMAGES]
         known = rate_distortion_sensitivity.sensitivities(
-            model, found, batches[:-1] or batches, classifies=task.custom_loss is None
+            model, found, batches[:-1] or batches, classifies=task.classifies
         )
         outputs = observation.collect(model, found, [some], moments=False)
         sizes = FileSize(target, task.example)
@@ -159,7 +160,7 @@ class _Search:
     ) -> None:
         self.model, self.task, self.sizes, self.known = model, task, sizes, known
         self.outputs, self.images, self.unseen = outputs, images, unseen
-        self.classifies = task.custom_loss is None
+        self.classifies = task.classifies
         with evaluating(model):
             self.expected = model(unseen.contiguous())
         self.dependent = False

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.net.norms import fold_batch_norm
-from penjing.net.observation import channel_axis, evaluating, hooked
+from penjing.net.observation import channel_axis, hooked
 from penjing.progress import shown
 from penjing.targets.target import STANDARD, Target
 from penjing.tasks import Task
+from penjing.tasks.outputs import evaluating
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 

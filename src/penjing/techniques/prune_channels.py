@@ -14,9 +14,11 @@ from torch.nn.utils import parametrize
 from penjing.errors import PenjingError
 from penjing.net import channels, layers
 from penjing.net.channels import Group, Slice
+from penjing.net.observation import differentiable
 from penjing.net.profiling import profile
 from penjing.targets.target import STANDARD, Target
 from penjing.tasks import Task, outputs
+from penjing.tasks.outputs import evaluating
 from penjing.techniques.by_layer import ByLayer
 from penjing.techniques.technique import Attached, Kind, Technique, apply
 from penjing.training.schedule import cubic
@@ -197,21 +199,14 @@ def _taylor(model: nn.Module, task: Task, images: int) -> dict[str, Tensor]:
     found = layers.compressible(model)
     weights = {name: layers.original(layer) for name, layer in found.items()}
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    training = model.training
-    needed = {name: weight.requires_grad for name, weight in weights.items()}
     device = next(iter(weights.values())).device
-    model.eval()
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    for batch, target in task.batches("train", TAYLOR_BATCH, limit=images):
-        loss = task.loss(model(batch.to(device)), target.to(device))
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-            if gradient is not None:
-                total[name] += (weight.detach() * gradient).abs()
-    for name, weight in weights.items():
-        weight.requires_grad_(needed[name])
-    model.train(training)
+    with evaluating(model), differentiable(weights.values()):
+        for batch, target in task.batches("train", TAYLOR_BATCH, limit=images):
+            loss = task.loss(model(batch.to(device)), target.to(device))
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                if gradient is not None:
+                    total[name] += (weight.detach() * gradient).abs()
     return total
 
 

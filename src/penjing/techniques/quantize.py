@@ -78,8 +78,8 @@ class Quantize(Technique):
         found = layers.compressible(model)
         bits = {n: one for n, one in self.each("weight_bits", found).items() if one is not None}
         found = {name: found[name] for name in bits}
-        for name, layer in found.items():
-            _check(name, layer)
+        layers.check_finite(found)
+        for layer in found.values():
             input_quantizer.take_off(layer)
         device = next(model.parameters()).device
         example = task.example.to(device)
@@ -136,14 +136,6 @@ def quantize(model: nn.Module, task: Task, **settings: object) -> nn.Module:
     ``settings`` are the fields of ``Quantize``. Raises what ``Quantize.attach`` raises.
     """
     return apply(Quantize(**settings), model, task)  # type: ignore[arg-type]
-
-
-def _check(name: str, layer: Layer) -> None:
-    if not torch.isfinite(layer.weight).all():
-        raise PenjingError(
-            f"the weights of layer {name} hold NaN or infinite values; load or train a model with "
-            "finite weights before quantizing."
-        )
 
 
 def _quantize_weight(

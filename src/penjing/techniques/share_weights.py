@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing.errors import PenjingError
 from penjing.net import layers
 from penjing.net.layers import CodebookWeights, Layer
 from penjing.net.norms import fold_batch_norm
@@ -41,8 +40,7 @@ class ShareWeights(Technique):
 
     def attach(self, model: nn.Module, task: Task, target: Target = STANDARD) -> Attached:
         """Fold, cluster, replace. Raises ``PenjingError`` for NaN or infinity in a layer's weights."""
-        for name, layer in layers.compressible(model).items():
-            _check(name, layer)
+        layers.check_finite(layers.compressible(model))
         device = next(model.parameters()).device
         fold_batch_norm(model, task.example.to(device))
         found = layers.compressible(model)
@@ -140,14 +138,6 @@ def _nearest(centroids: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _middles(centroids: np.ndarray) -> np.ndarray:
     return (centroids[1:] + centroids[:-1]) / 2
-
-
-def _check(name: str, layer: Layer) -> None:
-    if not torch.isfinite(layer.weight).all():
-        raise PenjingError(
-            f"the weights of layer {name} hold NaN or infinite values; load or train a model with "
-            "finite weights before sharing them."
-        )
 
 
 def _share(layer: Layer, bits: int) -> None:
