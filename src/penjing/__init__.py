@@ -5,8 +5,9 @@ Names are imported when they are first used, so that ``import penjing`` costs no
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from penjing import lazy
 
 if TYPE_CHECKING:
     from penjing.container import inspect, pack, unpack
@@ -66,9 +67,4 @@ __all__ = [
     "unpack",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'penjing' has no attribute {name!r}")
-    module, _, attribute = _HOME[name].partition(":")
-    return getattr(import_module(f"penjing.{module}"), attribute or name)
+__getattr__ = lazy.attributes(__name__, _HOME)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from penjing import lazy
 from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ _HOME = {
 }
 
 
+_find = lazy.attributes(__name__, _HOME)
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'penjing.attention' has no attribute {name!r}")
     try:
-        return getattr(import_module(f"penjing.attention.{_HOME[name]}"), name)
+        return _find(name)
     except ModuleNotFoundError as error:
         if error.name not in ("cv2", "pycocotools"):
             raise

@@ -60,6 +60,7 @@ def write(study: Path, target: Path, *, renews: bool = False) -> None:
     unit = _score_unit(record)
     said = headline(record, unit)
     shown = said.point or record["baseline"]
+    differences = compare(record["baseline"], shown)
     text = _template().render(
         study=record,
         renews=renews,
@@ -72,12 +73,12 @@ def write(study: Path, target: Path, *, renews: bool = False) -> None:
         units=units,
         points=[record["baseline"], *others(record)],
         columns=_columns(unit),
-        differences=compare(record["baseline"], shown),
+        differences=differences,
         shown=shown,
         contributions=lambda point: contributions(point, record["baseline"]),
         describe=describe,
         link=lambda point: _link(study, target, point),
-        figures=_figures(record, shown, unit),
+        figures=_figures(record, shown, unit, differences),
         plotly=Markup(get_plotlyjs()),
         style=_asset("page.css"),
         script=_asset("page.js"),
@@ -162,13 +163,14 @@ def _link(study: Path, target: Path, point: Point) -> str | None:
     return quote(Path(os.path.relpath(folder, Path(target).resolve().parent)).as_posix()) + "/"
 
 
-def _figures(study: Study, shown: Point, unit: units.ScoreUnit) -> dict[str, Markup]:
+def _figures(
+    study: Study, shown: Point, unit: units.ScoreUnit, differences: list[Difference]
+) -> dict[str, Markup]:
     figures = {
         name: plots.frontier(study, shown, axis, unit)
         for name, axis in (("size", plots.SIZE), ("latency", plots.LATENCY))
         if plots.measured(study, axis)
     }
-    differences: list[Difference] = compare(study["baseline"], shown)
     if shown is not study["baseline"] and differences:
         figures["layers"] = plots.layers(differences, shown["name"])
     return {name: _embedded(figure, name) for name, figure in figures.items()}

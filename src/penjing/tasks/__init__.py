@@ -5,8 +5,9 @@ Names are imported when they are first used: a device reads frames and boxes wit
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from penjing import lazy
 
 if TYPE_CHECKING:
     from penjing.tasks.datasets import describe, from_arrays, load
@@ -25,8 +26,4 @@ _HOME = {
     "outputs_of": "task",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'penjing.tasks' has no attribute {name!r}")
-    return getattr(import_module(f"penjing.tasks.{_HOME[name]}"), name)
+__getattr__ = lazy.attributes(__name__, _HOME)
