@@ -215,7 +215,7 @@ def identity(task: Task, *models: nn.Module) -> hashlib._Hash:
 def _keys(
     model: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module, cache: Path | None
 ) -> list[str]:
-    """Of the stages in the cache; none without a cache, or where it cannot be used."""
+    """Return the keys of the stages; none without a cache, or where it cannot be used."""
     if cache is None:
         return []
     try:

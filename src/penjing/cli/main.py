@@ -40,6 +40,7 @@ def options(
         bool, typer.Option("--debug", help="Show where an unexpected error comes from.")
     ] = False,
 ) -> None:
+    """Take the options that stand before any command."""
     if debug:
         os.environ[endings.DEBUG] = "1"
 

@@ -47,7 +47,7 @@ among zeros that are of another size than so many zeros would let expect."""
 EIGHTS = 4
 """Added to the form of a matrix of which each eight columns count as the positions of a kernel."""
 _SEEN = 32
-"""What one coded symbol adds to a count; an unseen symbol keeps a count of at least 1."""
+"""Increment of a count for one coded symbol; an unseen symbol keeps a count of at least 1."""
 _PRIOR = 24 * _SEEN
 _INHERITED = 96 * _SEEN
 _PRIOR_OF_SET, _INHERITED_OF_SET = 3 * _SEEN, 48 * _SEEN

@@ -59,7 +59,7 @@ SLACK = 1.1  # training may still shrink a file or a latency by a tenth
 LONGEST_QUICK_EPOCHS = 6.0
 UNTIMED_EPOCHS = 2.0
 LONGEST_S = 600.0
-"""What a post-training candidate may take, or a quarter of all time if that is more."""
+"""Seconds that a post-training candidate may take, or a quarter of all time if that is more."""
 PREDICTIONS = "predictions.json"
 """The file, in a point's folder, of the classes that it gives images."""
 PROPOSALS = 1000
@@ -189,7 +189,7 @@ class _Search:
         return sum(name in rungs or is_trained(name) for name in tried)
 
     def ladder(self) -> list[Candidate]:
-        """What is tried first, as far as the number of trials goes."""
+        """Return the first candidates, as far as the number of trials goes."""
         return [c for at, c in enumerate(ladder()) if at < self.effort.trials * LADDER.trials]
 
     def allows(self, phase: Phase) -> bool:
@@ -232,7 +232,7 @@ class _Search:
                     self.study.add(point.model_copy(update=found.model_dump()))
 
     def plan(self) -> Iterator[Candidate]:
-        """What to try next, decided with what has been measured until then."""
+        """Yield the next candidate, decided with what has been measured until then."""
         for candidate in self.ladder():
             if self.elapsed() < self.effort.seconds * LADDER.time:
                 yield candidate
@@ -295,7 +295,7 @@ class _Search:
         return [Candidate(**{**point.candidate, "epochs": epochs}) for point in hopeful[:2]]
 
     def cost(self, point: Point) -> float:
-        """What is to be small: bytes times time."""
+        """Return bytes times time, which is to be small."""
         return point.packed_bytes * self.work(point)
 
     def work(self, point: Point) -> float:
@@ -452,7 +452,7 @@ class _Search:
         )
 
     def finish(self) -> None:
-        """What only the frontier's points get: the test score, and what each stage contributed."""
+        """Give the frontier's points their test scores and what each stage contributed."""
         for point in [self.study.baseline, *self.study.frontier]:
             self.show(f"finishing {point.name}")
             with self.survived(point.name):

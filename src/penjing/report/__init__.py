@@ -1,4 +1,4 @@
-"""What a study found, for a person to read: one HTML page, and a table on the terminal."""
+"""Report a study to a person: one HTML page, and a table on the terminal."""
 
 from penjing.report.page import write
 from penjing.report.terminal import table

@@ -1,4 +1,4 @@
-"""What each stage of a point's recipe changed."""
+"""Contributions: the change that each stage of a point's recipe made."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _change(after: float | None, before: float | None) -> float | None:
 
 
 def _names(stage: dict[str, Any]) -> str:
-    """What a stage does, as ``quantize (weight_bits 4) + training (2 epochs)``."""
+    """Describe a stage, as ``quantize (weight_bits 4) + training (2 epochs)``."""
     written = []
     for entry in stage.get("techniques") or []:
         for name, settings in entry.items() if isinstance(entry, dict) else [(entry, None)]:

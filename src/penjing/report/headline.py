@@ -1,4 +1,4 @@
-"""What the study comes to, in a sentence and a few figures."""
+"""Sum a study up in a sentence and a few figures."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _change(drop: float, unit: units.ScoreUnit) -> str:
 
 
 def _state(judged: list[Verdict]) -> State | None:
-    """Of the whole budget."""
+    """State of the whole budget."""
     states = {verdict.state for verdict in judged}
     ordered: tuple[State, ...] = ("missed", "cannot be told", "met")
     return next((state for state in ordered if state in states), None)

@@ -27,12 +27,12 @@ MARKERS: dict[str, dict[str, Any]] = {
 GRID = "rgba(140,149,159,0.25)"
 LONGEST_LABEL = 40
 LOWEST = 0.88
-"""Of the original's score: where the plots begin, so that a useless point does not flatten all."""
+"""Share of the original's score where plots begin, so that a useless point does not flatten all."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What the score is plotted against: ``field`` of a point, ``limit`` of the budget."""
+    """An axis that the score is plotted against: ``field`` of a point, ``limit`` of the budget."""
 
     field: str
     limit: str

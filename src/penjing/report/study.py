@@ -41,7 +41,7 @@ def read(folder: Path) -> Study:
 
 
 def predictions(folder: Path, point: Point) -> dict[str, Any] | None:
-    """What ``point`` of the study in ``folder`` makes of images, None where that is not known."""
+    """Read the predictions of ``point`` of the study in ``folder``; None where there are none."""
     path = Path(folder) / (point.get("folder") or "") / "predictions.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from penjing.report.headline import headline
 from penjing.report.study import Point, Study, others, speedup
 
 NAME_WIDTH = 36
-"""What is left of 100 columns by the figures; longer names are folded."""
+"""Width that the figures leave of 100 columns; longer names are folded."""
 
 CAPTION = (
     "★ best   ● on the frontier   1 KB = 1000 bytes\n"

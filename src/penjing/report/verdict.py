@@ -48,7 +48,7 @@ class Verdict:
 
 
 def bounds(point: Point, drop: str = "drop") -> tuple[float, float] | None:
-    """Of a drop, None where the record has none."""
+    """Bounds of a drop; None where the record has none."""
     low, high = point.get(f"{drop}_low"), point.get(f"{drop}_high")
     return None if low is None or high is None else (low, high)
 
